@@ -1,0 +1,117 @@
+"""Whether a model meets the phone targets in targets.yaml, as far as that can be told without a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Verdict = Literal["pass", "fail", "needs the device", "not measured"]
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """One target, what was measured (in words, with unit), the verdict and why."""
+
+    name: str
+    target: str
+    measured: str
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """What another system's authors or users state; latency and memory are quoted, not re-measured."""
+
+    system: str
+    parameters: str
+    device: str
+    resolution: int
+    steps: str
+    latency: str
+    memory: str
+    source: str
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("targets.yaml").read_text(encoding="utf-8"))
+
+
+def targets() -> dict[str, Any]:
+    """The targets: ``memory_mb``, ``nfe``, ``ram_gb``."""
+    return dict(_file()["targets"])
+
+
+def published() -> list[PublishedFigure]:
+    """Published phone figures for context, with their sources."""
+    return [PublishedFigure(**row) for row in _file()["published"]]
+
+
+def check(metrics: Mapping[str, float | None], dtype: str = "float32") -> list[TargetResult]:
+    """Hold measured figures against the phone targets.
+
+    Memory is judged on ``weights_mb`` + ``activations_mb``: a desktop process is no stand-in, importing torch alone
+    takes about as much as the whole target. Weights measured in float32 are halved, as float16 holds them; activations
+    are taken as measured, which is the safe side. Latency on a phone is never judged here.
+
+    Args:
+        metrics: ``weights_mb``, ``activations_mb``, ``nfe``, ``latency_ms``, each of which may be missing or None.
+        dtype: what the weights were measured in: float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    total, parts = _total_mb(metrics, dtype)
+    wanted = targets()
+    results = [_memory(total, parts, wanted["memory_mb"])]
+    results += [_ram(total, gigabytes) for gigabytes in wanted["ram_gb"]]
+    return results + [_nfe(metrics.get("nfe"), wanted["nfe"]), _latency(metrics.get("latency_ms"))]
+
+
+def _total_mb(metrics: Mapping[str, float | None], dtype: str) -> tuple[float | None, str]:
+    weights, activations = metrics.get("weights_mb"), metrics.get("activations_mb")
+    missing = [n for n, v in (("weights_mb", weights), ("activations_mb", activations)) if v is None]
+    if weights is None or activations is None:
+        return None, f"{' and '.join(missing)} not measured"
+    halved = weights / 2 if dtype == "float32" else weights
+    how = f"half of {weights:.1f} measured in float32" if dtype == "float32" else f"as measured in {dtype}"
+    return halved + activations, f"weights {halved:.1f} MB ({how}) + live activations {activations:.1f} MB as measured"
+
+
+def _memory(total: float | None, parts: str, limit: float) -> TargetResult:
+    target = f"<= {limit:g} MB in float16"
+    if total is None:
+        return TargetResult("memory", target, "-", "not measured", parts)
+    verdict: Verdict = "pass" if total <= limit else "fail"
+    return TargetResult("memory", target, f"{total:.1f} MB", verdict, f"{parts}; the runtime's own memory not included")
+
+
+def _ram(total: float | None, gigabytes: float) -> TargetResult:
+    name, target = f"ram_{gigabytes:g}gb", f"runs on a phone with {gigabytes:g} GB"
+    if total is None:
+        return TargetResult(name, target, "-", "not measured", "the memory was not measured")
+    measured = f"{total:.1f} MB, {total / (10 * gigabytes):.0f} % of its memory"
+    if total > 1000 * gigabytes:
+        return TargetResult(name, target, measured, "fail", "more than the phone has")
+    return TargetResult(name, target, measured, "needs the device", "how much a system leaves one app shows only there")
+
+
+def _nfe(nfe: float | None, limit: int) -> TargetResult:
+    target = f"<= {limit} generator evaluations an image"
+    if nfe is None:
+        return TargetResult("nfe", target, "-", "not measured", "nfe not given")
+    return TargetResult("nfe", target, f"{nfe:g}", "pass" if nfe <= limit else "fail", "guidance counts twice")
+
+
+def _latency(latency_ms: float | None) -> TargetResult:
+    measured = "-" if latency_ms is None else f"{latency_ms:.1f} ms on this machine"
+    return TargetResult("latency", "on a phone", measured, "needs the device",
+                        "times on this machine give ratios between models, not seconds on a phone")

@@ -1,0 +1,1 @@
+"""IRIS: Iterative Recurrent Image Synthesis."""

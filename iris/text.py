@@ -1,0 +1,98 @@
+"""Captions -> text tokens: the small word-level encoder of the embedded default, trained together with the generator."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iris.errors import SettingError
+from iris.generator import TextCondition
+from iris.layers import FeedForward, Linear, rms_normalise, split_heads
+
+PAD, START, UNKNOWN = 0, 1, 2
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+class Vocabulary:
+    """Words -> numbers. Sequences start with a start token; the empty caption is that token alone (the null prompt)."""
+
+    def __init__(self, words: Sequence[str], length: int) -> None:
+        self.words, self.length = list(words), length
+        self._index = {word: number + UNKNOWN + 1 for number, word in enumerate(self.words)}
+
+    @classmethod
+    def from_captions(cls, captions: Sequence[str], length: int, most: int = 4000) -> Vocabulary:
+        """The ``most`` frequent words of ``captions`` (ties in alphabetical order).
+
+        Raises:
+            SettingError: no caption holds a word.
+        """
+        counts = Counter(word for caption in captions for word in _WORD.findall(caption.lower()))
+        if not counts:
+            raise SettingError("data.text_column: every caption is empty")
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(ranked[:most], length)
+
+    def __len__(self) -> int:
+        return len(self.words) + UNKNOWN + 1
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Token numbers int64 [len(captions), length], cut or padded with ``PAD``."""
+        rows = torch.full((len(captions), self.length), PAD)
+        for row, caption in zip(rows, captions, strict=True):
+            numbers = [START] + [self._index.get(word, UNKNOWN) for word in _WORD.findall(caption.lower())]
+            numbers = numbers[: self.length]
+            row[: len(numbers)] = torch.tensor(numbers)
+        return rows
+
+
+class TokenTable(nn.Module):
+    """Learned vectors for ``count`` numbers, unit variance at the start: int64 [...] -> [..., width]."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return F.embedding(numbers, self.weight)
+
+
+class TextLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward over text tokens [B, L, W]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out, self.feed_forward = Linear(width, 3 * width), Linear(width, width), FeedForward(width, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = split_heads(self.qkv(rms_normalise(x)), 3, self.heads)
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+        return x + self.feed_forward(rms_normalise(x))
+
+
+class WordEncoder(nn.Module):
+    """Word and position vectors, then transformer layers: token numbers [B, L] -> TextCondition of width W."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int, layers: int = 1, heads: int = 4) -> None:
+        super().__init__()
+        self.vocabulary, self.width = vocabulary, width
+        self.word, self.position = TokenTable(len(vocabulary), width), TokenTable(vocabulary.length, width)
+        self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
+
+    def forward(self, numbers: Tensor) -> TextCondition:
+        mask = numbers != PAD
+        x = self.word(numbers) + self.position(torch.arange(numbers.shape[1], device=numbers.device))
+        for layer in self.layers:
+            x = layer(x, mask)
+        counted = mask.unsqueeze(-1).to(x.dtype)
+        return TextCondition(x, mask, (x * counted).sum(1) / counted.sum(1))

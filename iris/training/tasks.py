@@ -1,0 +1,107 @@
+"""What the loop can train: the wavelet VAE, and the text-conditioned flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iris.flow import interpolate, logit_normal_times, velocity_loss
+from iris.generator import Generator
+from iris.latents.wavelet_vae import WaveletVAE, vae_loss
+from iris.randomness import generator
+from iris.text import WordEncoder
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float images [B, 3, H, W] in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
+    """Which ``batch`` of ``count`` examples step ``step`` uses: epochs of one permutation each, addressed by (seed, epoch)."""
+    positions = torch.arange(step * batch, (step + 1) * batch)
+    parts = []
+    for epoch in range(int(positions[0]) // count, int(positions[-1]) // count + 1):
+        order = torch.randperm(count, generator=generator(seed, "order", epoch))
+        parts.append(order[positions[positions // count == epoch] % count])
+    return torch.cat(parts)
+
+
+@dataclass
+class VAETask:
+    """Train a wavelet VAE on pixels uint8 [N, H, W, 3]."""
+
+    module: WaveletVAE
+    pixels: Tensor
+    batch: int
+    seed: int
+    kl_weight: float
+    detail_weight: float
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = to_images(self.pixels[batch_indices(len(self.pixels), self.batch, self.seed, step)])
+        side = images.shape[-1] // self.module.factor
+        shape = (len(images), self.module.channels, side, side)
+        noise = torch.randn(shape, generator=generator(self.seed, "posterior", step))
+        return vae_loss(self.module, images, noise, self.kl_weight, self.detail_weight)
+
+
+class TextToLatent(nn.Module):
+    """The text encoder and the generator that is trained with it."""
+
+    def __init__(self, text: WordEncoder, model: Generator) -> None:
+        super().__init__()
+        self.text, self.generator = text, model
+
+    def forward(self, z: Tensor, t: Tensor, numbers: Tensor, iterations: int | None = None) -> Tensor:
+        """Velocity [B, C, h, w] of latents z at times t [B] for captions as token numbers [B, L]."""
+        return self.generator(z, t, self.text(numbers), iterations)
+
+
+@dataclass
+class FlowTask:
+    """Train the flow on standardised latents [N, C, h, w] and captions as token numbers [N, L].
+
+    With probability ``caption_dropout`` a caption is replaced by ``null`` [L], so that guidance has its unconditional half.
+    """
+
+    module: TextToLatent
+    latents: Tensor
+    captions: Tensor
+    null: Tensor
+    batch: int
+    seed: int
+    caption_dropout: float
+    time_mean: float
+    time_std: float
+    loss_weight: str
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = batch_indices(len(self.latents), self.batch, self.seed, step)
+        clean, captions = self.latents[chosen], self.captions[chosen]
+        dropped = torch.rand(self.batch, generator=generator(self.seed, "dropout", step)) < self.caption_dropout
+        captions = torch.where(dropped[:, None], self.null, captions)
+        t = logit_normal_times(self.batch, generator(self.seed, "time", step), self.time_mean, self.time_std)
+        noise = torch.randn(clean.shape, generator=generator(self.seed, "noise", step))
+        predicted = self.module(interpolate(clean, noise, t), t, captions)
+        return velocity_loss(predicted, clean, noise, t, self.loss_weight), {}
+
+
+@torch.no_grad()
+def validation_loss(task: FlowTask, batches: int = 8) -> float:
+    """Mean unweighted velocity loss of ``task``'s module over the first batches of the data it holds, without dropout.
+
+    Times and noise are addressed apart from training's, and are the same for every trial with the task's seed.
+    """
+    total, count = 0.0, 0
+    for step in range(min(batches, max(1, len(task.latents) // task.batch))):
+        part = slice(step * task.batch, (step + 1) * task.batch)
+        clean = task.latents[part]
+        t = logit_normal_times(len(clean), generator(task.seed, "validation time", step))
+        noise = torch.randn(clean.shape, generator=generator(task.seed, "validation noise", step))
+        predicted = task.module(interpolate(clean, noise, t), t, task.captions[part])
+        total += velocity_loss(predicted, clean, noise, t).item() * len(clean)
+        count += len(clean)
+    return total / count
