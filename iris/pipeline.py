@@ -17,7 +17,8 @@ from iris.generator import Generator, GeneratorConfig
 from iris.latents import Latent, build_latent
 from iris.randomness import image_noise
 from iris.text import Vocabulary, WordEncoder
-from iris.training.checkpoint import load_tensors, save_tensors, write_json
+from iris.training.checkpoint import load_tensors, save_tensors
+from iris.training.files import write_json
 from iris.training.tasks import TextToLatent
 
 WEIGHTS, LATENT_WEIGHTS, CONFIG = "model.safetensors", "latent.safetensors", "config.json"

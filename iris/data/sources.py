@@ -288,7 +288,10 @@ def _with_columns(request: Request, dataset: datasets.Dataset) -> datasets.Datas
             or getattr(kind, "dtype", None) in ("binary", "large_binary")):
         raise SettingError(f"data.image_column: column '{image}' of {request.path} holds {kind}, not images")
     captions = _captions(request, dataset)
-    dataset = dataset.select_columns([image]).rename_column(image, "image").cast_column("image", hf.Image())
+    dataset = dataset.select_columns([image])
+    if image != "image":
+        dataset = dataset.rename_column(image, "image")
+    dataset = dataset.cast_column("image", hf.Image())
     return dataset.add_column("caption", captions, feature=hf.Value("string")) \
                   .add_column("row", np.arange(len(captions)), feature=hf.Value("int64"))
 

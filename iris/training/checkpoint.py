@@ -12,21 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never half of one, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``write_atomically`` for JSON."""
-    write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
-
-
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write ``tensors`` and the JSON-able ``about`` to a safetensors file, atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,0 +1,191 @@
+"""A grid file -> trials: axes, baseline, fair swaps, identity."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ablations.settings import TRIAL_GROUPS, Settings, build, flatten, suggestion
+from ablations.verdict import EXPECTATIONS, fraction
+from iris.errors import SettingError
+
+# Raised when a change of code changes what the same settings give, so that old results are not taken for new ones.
+RESULTS_VERSION = 1
+TOLERANCE = 0.01        # relative difference in parameters or FLOPs that `match` accepts
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fully resolved configuration with one seed."""
+
+    key: str
+    arm: str
+    values: dict[str, Any]
+    seed: int
+    baseline: bool
+    settings: dict[str, Any]
+    matched: str | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of axis values: the trials of all seeds share it."""
+
+    name: str
+    values: dict[str, Any]
+    baseline: bool
+    settings: dict[str, Any]        # of a trial, without seed
+    matched: str | None = None
+
+
+def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
+    """The arms of ``settings.grid``: the product of its axes, the baseline first.
+
+    Args:
+        settings: the checked settings.
+        values: the same as plain values, which axes change.
+
+    Raises:
+        SettingError: an axis, baseline or decision that cannot be used; names the key and what is allowed.
+    """
+    grid = settings.grid
+    known = flatten({group: values[group] for group in TRIAL_GROUPS})
+    _check_grid(settings, known)
+    arms = []
+    combinations = [dict(zip(grid.axes, point, strict=True)) for point in itertools.product(*grid.axes.values())]
+    baseline = combinations[0] | grid.baseline
+    if baseline not in combinations:
+        combinations.append(baseline)
+    for point in sorted(combinations, key=lambda p: p != baseline):
+        resolved = copy.deepcopy({group: values[group] for group in TRIAL_GROUPS})
+        for key, value in point.items():
+            group, _, name = key.partition(".")
+            resolved[group][name] = value
+        build(Settings, values | resolved)
+        arms.append(Arm(_name(point), point, point == baseline, resolved))
+    return arms
+
+
+def _check_grid(settings: Settings, known: dict[str, Any]) -> None:
+    grid = settings.grid
+    for key, choices in grid.axes.items():
+        if key not in known:
+            raise SettingError(f"grid.axes: {key} is not a trial setting{suggestion(key, known)}; allowed: {', '.join(known)}")
+        if not isinstance(choices, list) or not choices:
+            raise SettingError(f"grid.axes.{key}={choices!r} must be a list of values")
+        if len({json.dumps(choice) for choice in choices}) != len(choices):
+            raise SettingError(f"grid.axes.{key}={choices} lists a value twice")
+    for key in grid.baseline:
+        if key not in grid.axes:
+            raise SettingError(f"grid.baseline: {key} is not an axis; allowed: {', '.join(grid.axes)}")
+    if not grid.axes:
+        raise SettingError("grid.axes is empty; give at least one setting and its values")
+    seeds = settings.seeds
+    if not seeds or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds) or len(set(seeds)) != len(seeds):
+        raise SettingError(f"seeds={seeds} must be a list of different integers >= 0, such as [0,1,2]")
+    _check_decision(grid.decide)
+
+
+def _check_decision(decide: dict[str, Any]) -> None:
+    allowed = ("metric", "better", "practical", "expect")
+    for key in decide:
+        if key not in allowed:
+            raise SettingError(f"grid.decide.{key} is not a setting; allowed: {', '.join(allowed)}")
+    if decide.get("better") not in ("lower", "higher"):
+        raise SettingError(f"grid.decide.better={decide.get('better')!r} must be lower or higher")
+    if not isinstance(decide.get("metric"), str):
+        raise SettingError("grid.decide.metric must name a measure, such as fid")
+    try:
+        fraction(decide.get("practical", 0.05))
+    except ValueError as error:
+        raise SettingError(f"grid.{error}") from error
+    for arm, word in (decide.get("expect") or {}).items():
+        if word not in EXPECTATIONS:
+            raise SettingError(f"grid.decide.expect.{arm}={word!r} is unknown; allowed: {', '.join(EXPECTATIONS)}")
+
+
+def _name(point: dict[str, Any]) -> str:
+    if len(point) == 1:
+        return str(next(iter(point.values())))
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+
+
+def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], float]) -> list[Arm]:
+    """Resize every other arm's mixer to the baseline's parameters or FLOPs.
+
+    The knob is ``model.mixer_width``, in steps of 4 * model.heads so that each mixer can use it; the width that comes
+    closest is taken.
+
+    Args:
+        arms: the baseline first.
+        what: params, flops or none.
+        cost: trial settings -> parameters or FLOPs.
+
+    Raises:
+        SettingError: no width comes within 1 % of the baseline.
+    """
+    if what == "none":
+        return arms
+    target = cost(arms[0].settings)
+    return [arms[0], *(_resize(arm, what, target, cost) for arm in arms[1:])]
+
+
+def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]], float]) -> Arm:
+    step = 4 * arm.settings["model"]["heads"]
+
+    def at(width: int) -> float:
+        return cost(_with_width(arm.settings, width))
+
+    high = step
+    while at(high) < target:
+        high *= 2
+    low = high // 2 if high > step else step
+    while high - low > step:                        # cost grows with width: bisect on multiples of the step
+        middle = (low + high) // 2 // step * step
+        low, high = (middle, high) if at(middle) < target else (low, middle)
+    width = min((low, high), key=lambda w: abs(at(w) - target))
+    error = at(width) / target - 1
+    if abs(error) > TOLERANCE:
+        raise SettingError(
+            f"grid.match={what}: {arm.name} comes no closer than {error:+.1%} to the baseline (mixer_width={width}, steps "
+            f"of 4 * model.heads={step}); use a larger model.dim, fewer model.heads, or grid.match=none"
+        )
+    words = f"mixer_width {width} (model.dim {arm.settings['model']['dim']}): {error:+.2%} {what}"
+    return replace(arm, settings=_with_width(arm.settings, width), matched=words)
+
+
+def _with_width(settings: dict[str, Any], width: int) -> dict[str, Any]:
+    return settings | {"model": settings["model"] | {"mixer_width": width}}
+
+
+def trials_of(arms: list[Arm], seeds: list[int], facts: dict[str, str]) -> list[Trial]:
+    """One trial an arm and seed, with its key.
+
+    Args:
+        facts: what a result depends on beside the settings: data fingerprint and judge sha256.
+    """
+    return [
+        Trial(key_of(arm.settings, seed, facts), arm.name, arm.values, seed, arm.baseline, arm.settings | {"seed": seed}, arm.matched)
+        for seed in seeds
+        for arm in arms
+    ]
+
+
+def key_of(settings: dict[str, Any], seed: int, facts: dict[str, str]) -> str:
+    """12 hex digits of what determines a trial's result, and nothing of how it is run."""
+    used = {group: settings[group] for group in TRIAL_GROUPS}
+    used["data"] = {k: v for k, v in used["data"].items() if k != "path"} | {"fingerprint": facts["data"]}
+    # How often a checkpoint is written and a clock is read changes no result.
+    used["train"] = {k: v for k, v in used["train"].items() if k != "checkpoint_seconds"}
+    used["measure"] = {k: v for k, v in used["measure"].items() if not k.startswith("latency_")}
+    return digest({"version": RESULTS_VERSION, "seed": seed, "judge": facts["judge"], **used})
+
+
+def digest(value: Any) -> str:
+    """12 hex digits of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,46 @@
+"""How a job says where it is: one small JSON file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from iris.training.files import write_json
+
+STATUS = "status.json"
+
+
+class Status:
+    """Writes ``status.json`` of a trial or stage; at most twice a second, except when the phase changes."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / STATUS
+        self._phase, self._written = "", 0.0
+
+    def __call__(self, phase: str, state: str = "running", **facts: Any) -> None:
+        """Say ``phase`` and ``facts`` (step, steps, loss, images_per_s, eta_s, …)."""
+        now = time.monotonic()
+        if phase == self._phase and state == "running" and now - self._written < 0.5:
+            return
+        self._phase, self._written = phase, now
+        write_json(self.path, {"state": state, "phase": phase, "pid": os.getpid(), "host": socket.gethostname(),
+                               "time": time.time(), **facts})
+
+    def training(self, phase: str, row: dict[str, float], batch: int) -> None:
+        """Say how a training loop goes, from a row of its metrics."""
+        left = (row["steps"] - row["step"]) * batch / max(row["images_per_s"], 1e-9)
+        facts = {k: row[k] for k in ("step", "steps", "loss", "images_per_s", "psnr") if k in row}
+        self(phase, **facts, eta_s=left)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file, or None when it is missing or not readable."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

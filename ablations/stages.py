@@ -1,0 +1,189 @@
+"""Work that trials share, done once: decoded data, the trained latent, encoded data, the judge's view of real images.
+
+Each stage has a folder named by the hash of what determines its result and a ``result.json`` written last; a stage that
+has one is reused by every trial and grid. Two processes that want the same stage meet at its lock, and the lock dies with
+the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablations.grid import digest
+from ablations.progress import Status, read_json
+from eval.judges import Judge, load_judge
+from iris import data as sources
+from iris.latents import Latent, build_latent
+from iris.latents.wavelet_vae import psnr
+from iris.randomness import initialise
+from iris.training.checkpoint import load_tensors, save_tensors
+from iris.training.files import write_json
+from iris.training.loop import LoopSettings, fit
+from iris.training.optimiser import OptimiserSettings
+from iris.training.tasks import VAETask, to_images
+
+RESULT = "result.json"
+LATENT_OPTIONS = {"haar": ("levels",), "wavelet_vae": ("levels", "stages", "channels", "width", "blocks")}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; waits for a living holder, never for a dead one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Stages:
+    """The stages of one trial's settings, under ``runs_dir``/stages."""
+
+    def __init__(self, settings: dict[str, Any], facts: dict[str, str], runs: Path) -> None:
+        """``facts``: {"data": fingerprint, "judge": sha256}."""
+        data = settings["data"]
+        self.settings, self.root = settings, runs / "stages"
+        self.data_key = "data-" + digest([facts["data"], data["size"], data["max_bad"]])
+        self.latent_key = "latent-" + digest([self.data_key, _used_latent(settings["latent"])])
+        self.reference_key = "reference-" + digest([self.data_key, facts["judge"]])
+
+    def folder(self, key: str) -> Path:
+        """Where a stage lives."""
+        return self.root / key
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Key -> name for people, in the order in which they are made."""
+        latent = self.settings["latent"]["name"]
+        return {self.data_key: f"data {self.settings['data']['name']}", self.latent_key: f"latent {latent}",
+                self.reference_key: f"reference, judge {self.settings['judge']['name']}"}
+
+    def done(self, key: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.folder(key) / RESULT).exists()
+
+    def make(self) -> None:
+        """Make every stage that is not finished."""
+        self._once(self.data_key, self._make_data)
+        self._once(self.latent_key, self._make_latent)
+        self._once(self.reference_key, self._make_reference)
+
+    def pixels(self, split: str) -> np.ndarray:
+        """Images uint8 [N, H, W, 3] of a split."""
+        return np.load(self.folder(self.data_key) / f"{split}.npy", mmap_mode="r")
+
+    def described(self, split: str) -> dict[str, Any]:
+        """{"captions": [N], "attributes": {name: [N]}} of a split."""
+        return json.loads((self.folder(self.data_key) / f"{split}.json").read_text())
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that the data has."""
+        return read_json(self.folder(self.data_key) / RESULT)["splits"]
+
+    def latents(self, split: str) -> Tensor:
+        """Standardised latents [N, C, h, w] of train or validation."""
+        return torch.from_numpy(np.load(self.folder(self.latent_key) / f"{split}.npy"))
+
+    def latent(self) -> tuple[Latent, dict[str, Any]]:
+        """The trained latent and the options it was built with."""
+        chosen = self.settings["latent"]
+        options = {name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]}
+        latent = build_latent(chosen["name"], **options)
+        latent.load_state_dict(load_tensors(self.folder(self.latent_key) / "latent.safetensors")[0])
+        return latent.eval(), options
+
+    def reference(self, split: str) -> Tensor:
+        """Judge features [N, D] of a split's real images."""
+        return torch.from_numpy(np.load(self.folder(self.reference_key) / f"{split}.npy"))
+
+    def _once(self, key: str, make: Callable[[Path, Status], dict[str, Any]]) -> None:
+        folder = self.folder(key)
+        if self.done(key):
+            return
+        with locked(folder):
+            if self.done(key):
+                return
+            status, started = Status(folder), time.monotonic()
+            status("starting")
+            result = make(folder, status)
+            write_json(folder / RESULT, result | {"seconds": time.monotonic() - started})
+            status("done", state="done")
+
+    def _make_data(self, folder: Path, status: Status) -> dict[str, Any]:
+        status("loading")
+        wanted = {k: v for k, v in self.settings["data"].items() if k not in ("name", "max_bad")}
+        loaded = sources.load(self.settings["data"]["name"], **wanted)
+        facts: dict[str, Any] = {"splits": [], "bad": {}}
+        for split, rows in loaded.items():
+            if len(rows) == 0:
+                continue
+            status(f"decoding {split}")
+            decoded = sources.pixels(rows, self.settings["data"]["size"], self.settings["data"]["max_bad"])
+            np.save(folder / f"{split}.npy", decoded.images)
+            attributes = {name: values.tolist() for name, values in decoded.attributes.items()}
+            write_json(folder / f"{split}.json", {"captions": decoded.captions, "attributes": attributes})
+            facts["splits"].append(split)
+            facts[split] = len(decoded.images)
+            facts["bad"][split] = decoded.bad
+        return facts
+
+    def _make_latent(self, folder: Path, status: Status) -> dict[str, Any]:
+        chosen = self.settings["latent"]
+        options = {name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]}
+        latent = initialise(build_latent(chosen["name"], **options), chosen["seed"])
+        train = torch.from_numpy(np.ascontiguousarray(self.pixels("train")))
+        if latent.trained:
+            task = VAETask(latent, train, chosen["batch"], chosen["seed"], chosen["kl_weight"], chosen["detail_weight"])
+            loop = LoopSettings(chosen["steps"], OptimiserSettings("adamw", chosen["learning_rate"]))
+            fit(task, loop, folder, lambda row: status.training("train", row | {"psnr": psnr(row["mse"])}, chosen["batch"]))
+        latent.eval()
+        status("encoding")
+        latent.standardise(to_images(train[:10_000]))
+        save_tensors(folder / "latent.safetensors", latent.state_dict(), {})
+        np.save(folder / "train.npy", _encode(latent, train))
+        validation = torch.from_numpy(np.ascontiguousarray(self.pixels("validation")))
+        encoded = _encode(latent, validation)
+        np.save(folder / "validation.npy", encoded)
+        return {"psnr": _psnr(latent, validation[:1024], torch.from_numpy(encoded[:1024])),
+                "parameters": sum(p.numel() for p in latent.parameters())}
+
+    def _make_reference(self, folder: Path, status: Status) -> dict[str, Any]:
+        judge = load_judge(self.settings["judge"]["name"])
+        for split in [name for name in self.splits if name != "train"]:
+            status(f"judging {split}")
+            np.save(folder / f"{split}.npy", judge_features(judge, self.pixels(split)).numpy())
+        return {"judge": judge.name, "sha256": judge.sha256}
+
+
+def judge_features(judge: Judge, pixels: np.ndarray | Tensor, batch: int = 512) -> Tensor:
+    """Judge features [N, D] of images uint8 [N, H, W, 3]."""
+    parts = [np.ascontiguousarray(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+    return torch.cat([judge.image_features(to_images(torch.from_numpy(part))) for part in parts])
+
+
+def _used_latent(latent: dict[str, Any]) -> dict[str, Any]:
+    """The settings that this kind of latent depends on."""
+    if latent["name"] == "wavelet_vae":
+        return latent
+    return {name: latent[name] for name in ("name", *LATENT_OPTIONS[latent["name"]])}
+
+
+@torch.no_grad()
+def _encode(latent: Latent, pixels: Tensor, batch: int = 512) -> np.ndarray:
+    return torch.cat([latent.encode(to_images(part)) for part in pixels.split(batch)]).numpy()
+
+
+@torch.no_grad()
+def _psnr(latent: Latent, pixels: Tensor, encoded: Tensor) -> float:
+    error = (latent.decode(encoded) - to_images(pixels)).square().mean().item()
+    return psnr(error)

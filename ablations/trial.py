@@ -1,0 +1,251 @@
+"""One trial, start to finish: shared stages, training, sampling, measuring; killed at any point, it continues there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from ablations.progress import Status, read_json
+from ablations.stages import RESULT, Stages, judge_features, locked
+from eval.attributes import attribute_accuracy
+from eval.clip_score import clip_score
+from eval.fid import frechet_distance, frechet_jackknife
+from eval.flops import count_flops
+from eval.judges import Judge, load_judge
+from eval.kid import kid
+from iris.generator import Generator, GeneratorConfig, record_gates
+from iris.pipeline import Pipeline, SamplingSettings, one_image
+from iris.randomness import initialise
+from iris.text import Vocabulary, WordEncoder
+from iris.training.files import write_json
+from iris.training.loop import LoopSettings, NonFiniteLoss, fit
+from iris.training.optimiser import OptimiserSettings
+from iris.training.tasks import FlowTask, TextToLatent, to_images, validation_loss
+
+GALLERY = 64            # samples kept for the report
+MODEL = "model"         # folder of the saved pipeline
+
+
+def run_trial(folder: str, plan: dict[str, Any]) -> None:
+    """Run the trial of ``folder`` and leave result.json there, or error.json with the cause.
+
+    Args:
+        plan: {"key", "settings", "facts", "runs_dir", "threads"}.
+    """
+    place = Path(folder)
+    with locked(place):
+        if (place / RESULT).exists():
+            return
+        status = Status(place)
+        try:
+            prepare_process(plan["threads"])
+            (place / "error.json").unlink(missing_ok=True)
+            write_json(place / "settings.json", plan["settings"])
+            result = _run(place, plan, status)
+            write_json(place / RESULT, result)
+            status("done", state="done")
+        except Exception as error:
+            write_json(place / "error.json", {
+                "cause": cause_of(error), "message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+            status("failed", state="failed")
+            raise
+
+
+def prepare_stages(plan: dict[str, Any]) -> None:
+    """Make the stages that a trial's settings need."""
+    prepare_process(plan["threads"])
+    Stages(plan["settings"], plan["facts"], Path(plan["runs_dir"])).make()
+
+
+def prepare_process(threads: int) -> None:
+    """Fix the threads, so that sums are made in the same order each time, and refuse silent nondeterminism."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def cause_of(error: BaseException) -> str:
+    """oom, nan or error."""
+    if isinstance(error, NonFiniteLoss):
+        return "nan"
+    memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
+    return "oom" if memory else "error"
+
+
+def build_model(settings: dict[str, Any], channels: int, vocabulary: Vocabulary) -> TextToLatent:
+    """Text encoder and generator of a trial, initialised from its seed."""
+    model = settings["model"]
+    shape = {k: v for k, v in model.items() if k not in ("text_length", "text_layers")}
+    text = WordEncoder(vocabulary, model["text_width"], model["text_layers"])
+    return initialise(TextToLatent(text, Generator(GeneratorConfig(channels=channels, **shape))), settings["seed"])
+
+
+def sampling_of(settings: dict[str, Any]) -> SamplingSettings:
+    """How the trial's images are made."""
+    return SamplingSettings(**settings["sample"])
+
+
+def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
+    settings = plan["settings"]
+    status("stages")
+    stages = Stages(settings, plan["facts"], Path(plan["runs_dir"]))
+    stages.make()
+    seconds: dict[str, float] = {}
+    captions = stages.described("train")["captions"]
+    latent, options = stages.latent()
+    model = build_model(settings, latent.channels, Vocabulary.from_captions(captions, settings["model"]["text_length"]))
+    pipeline = Pipeline(model, latent, settings["latent"]["name"], options, settings["data"]["size"])
+    judge = load_judge(settings["judge"]["name"])
+
+    metrics = _untrained(pipeline, judge, stages, settings)
+    started = time.monotonic()
+    metrics |= _train(place, model, captions, stages, settings, status)
+    model.eval()
+    pipeline.save(place / MODEL)
+    seconds["train"] = time.monotonic() - started
+    for phase, measure in (("sample", _measure_validation), ("held-out pairs", _measure_heldout)):
+        status(phase)
+        started = time.monotonic()
+        metrics |= measure(place, pipeline, judge, stages, settings, status)
+        seconds[phase] = time.monotonic() - started
+    status("operations")
+    metrics |= _size(place, pipeline, captions[0], settings)
+    _gates(place, pipeline, stages, settings)
+    return {"key": plan["key"], "metrics": metrics, "seconds": seconds, "steps": settings["train"]["steps"],
+            "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": _processor(), "host": platform.node(),
+            "python": platform.python_version(), "device": "cpu"}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _untrained(pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any]) -> dict[str, float]:
+    """FID before training. The output layer starts at zero, so one Euler step is already the exact flow."""
+    captions = stages.described("validation")["captions"][: settings["measure"]["samples"]]
+    images = pipeline.generate(captions, SamplingSettings(steps=1), settings["seed"])
+    return {"fid_untrained": frechet_distance(judge_features(judge, images), stages.reference("validation"))}
+
+
+def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages, settings: dict[str, Any],
+           status: Status) -> dict[str, float]:
+    train, encode = settings["train"], model.text.vocabulary.encode
+    shared = {"null": encode([""])[0], "batch": train["batch"], "seed": settings["seed"],
+              "caption_dropout": train["caption_dropout"], "time_mean": train["time_mean"], "time_std": train["time_std"],
+              "loss_weight": train["loss_weight"]}
+    task = FlowTask(model, stages.latents("train"), encode(captions), **shared)
+    optimiser = OptimiserSettings(train["optimiser"], train["learning_rate"], train["weight_decay"], train["warmup"],
+                                  train["decay"], train["clip"])
+    loop = LoopSettings(train["steps"], optimiser, train["ema"], log_every=max(1, min(10, train["steps"] // 4)),
+                        checkpoint_seconds=train["checkpoint_seconds"])
+    process = psutil.Process()
+    process.cpu_percent()
+
+    def observe(row: dict[str, float]) -> None:
+        row["system/cpu_percent"] = process.cpu_percent()
+        row["system/rss_mb"] = process.memory_info().rss / 1e6
+        status.training("train", row, train["batch"])
+
+    fit(task, loop, place, observe)
+    held = FlowTask(model, stages.latents("validation"), encode(stages.described("validation")["captions"]), **shared)
+    return {"validation_loss": validation_loss(held)}
+
+
+def _measure_validation(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+                        status: Status) -> dict[str, float]:
+    """Quality on captions whose colour-shape pairs were trained on."""
+    images, described = _samples(pipeline, stages, "validation", settings["measure"]["samples"], settings, status)
+    status("judge")
+    features, reference = judge_features(judge, images), stages.reference("validation")
+    real = stages.pixels("validation")[:GALLERY]
+    np.savez_compressed(place / "samples.npz", images=images[:GALLERY].numpy(), real=real,
+                        captions=np.asarray(described["captions"][:GALLERY]))
+    blocks = min(20, len(images) // 2, len(reference) // 2)
+    fid, fid_se = frechet_jackknife(features, reference, blocks=blocks)
+    distance, distance_se = kid(features, reference, blocks=blocks)
+    half = len(reference) // 2
+    score, score_se = clip_score(_cosines(judge, images, described["captions"]))
+    measured = {"fid": fid, "fid_se": fid_se, "kid": distance, "kid_se": distance_se, "samples": len(images),
+                "fid_reference": frechet_distance(reference[:half], reference[half:]),
+                "clip_score": score, "clip_score_se": score_se}
+    return measured | _accuracies(judge, images, described, settings, "")
+
+
+def _measure_heldout(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+                     status: Status) -> dict[str, float]:
+    """Composition: colour-shape pairs that were never in training."""
+    count = settings["measure"]["heldout_samples"]
+    if "heldout" not in stages.splits or count == 0:
+        return {}
+    images, described = _samples(pipeline, stages, "heldout", count, settings, status)
+    return _accuracies(judge, images, described, settings, "heldout_")
+
+
+def _samples(pipeline: Pipeline, stages: Stages, split: str, count: int, settings: dict[str, Any],
+             status: Status) -> tuple[Tensor, dict[str, Any]]:
+    """Images uint8 [N, H, W, 3] of a split's first captions, and these captions with their attributes.
+
+    All arms and seeds start image i from the same noise.
+    """
+    described = stages.described(split)
+    captions = described["captions"][:count]
+    parts, batch = [], 256
+    for first in range(0, len(captions), batch):
+        parts.append(pipeline.generate(captions[first : first + batch], sampling_of(settings), seed=0, first=first))
+        status(f"sample {split}", step=min(first + batch, len(captions)), steps=len(captions))
+    attributes = {name: values[:count] for name, values in described["attributes"].items()}
+    return torch.cat(parts), {"captions": captions, "attributes": attributes}
+
+
+def _cosines(judge: Judge, images: Tensor, captions: list[str]) -> Tensor:
+    return torch.cat([judge.similarity(to_images(images[i : i + 512]), captions[i : i + 512])
+                      for i in range(0, len(images), 512)])
+
+
+def _accuracies(judge: Judge, images: Tensor, described: dict[str, Any], settings: dict[str, Any],
+                prefix: str) -> dict[str, float]:
+    world = settings["data"]["name"]
+    if world not in judge.worlds:
+        return {}
+    read = judge.attributes(world, to_images(images))
+    wanted = {name: torch.tensor(values) for name, values in described["attributes"].items()}
+    return {f"{prefix}accuracy_{name}": value for name, value in attribute_accuracy(read, wanted).items()}
+
+
+def _size(place: Path, pipeline: Pipeline, caption: str, settings: dict[str, Any]) -> dict[str, float]:
+    sample = settings["sample"]
+    make = one_image(str(place / MODEL), caption, sample["steps"], sample["sampler"], sample["guidance"])
+    parameters = sum(p.numel() for p in pipeline.model.generator.parameters())
+    return {"params_m": parameters / 1e6, "gflops": count_flops(make).gflops, "nfe": sampling_of(settings).evaluations}
+
+
+def _gates(place: Path, pipeline: Pipeline, stages: Stages, settings: dict[str, Any]) -> None:
+    captions = stages.described("validation")["captions"][:GALLERY]
+    with record_gates(pipeline.model.generator, settings["model"]["iterations"]) as layers:
+        pipeline.generate(captions, sampling_of(settings), seed=0)
+    if layers:
+        write_json(place / "gates.json", {"layers": layers})
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """A trial's result, or None while it has none."""
+    return read_json(folder / RESULT)
