@@ -141,7 +141,7 @@ class Stages:
         chosen = self.settings["latent"]
         options = {name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]}
         latent = initialise(build_latent(chosen["name"], **options), chosen["seed"])
-        train = torch.from_numpy(np.ascontiguousarray(self.pixels("train")))
+        train = torch.from_numpy(np.array(self.pixels("train")))
         if latent.trained:
             task = VAETask(latent, train, chosen["batch"], chosen["seed"], chosen["kl_weight"], chosen["detail_weight"])
             loop = LoopSettings(chosen["steps"], OptimiserSettings("adamw", chosen["learning_rate"]))
@@ -151,7 +151,7 @@ class Stages:
         latent.standardise(to_images(train[:10_000]))
         save_tensors(folder / "latent.safetensors", latent.state_dict(), {})
         np.save(folder / "train.npy", _encode(latent, train))
-        validation = torch.from_numpy(np.ascontiguousarray(self.pixels("validation")))
+        validation = torch.from_numpy(np.array(self.pixels("validation")))
         encoded = _encode(latent, validation)
         np.save(folder / "validation.npy", encoded)
         return {"psnr": _psnr(latent, validation[:1024], torch.from_numpy(encoded[:1024])),
@@ -167,7 +167,7 @@ class Stages:
 
 def judge_features(judge: Judge, pixels: np.ndarray | Tensor, batch: int = 512) -> Tensor:
     """Judge features [N, D] of images uint8 [N, H, W, 3]."""
-    parts = [np.ascontiguousarray(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+    parts = [np.array(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
     return torch.cat([judge.image_features(to_images(torch.from_numpy(part))) for part in parts])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +41,41 @@ def run_trial(folder: str, plan: dict[str, Any]) -> None:
     Args:
         plan: {"key", "settings", "facts", "runs_dir", "threads"}.
     """
-    place = Path(folder)
+    _guarded(Path(folder), plan, _run)
+
+
+def prepare_stages(folder: str, plan: dict[str, Any]) -> None:
+    """Make the stages that a trial's settings need; result.json or error.json go to ``folder``."""
+
+    def make(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
+        Stages(plan["settings"], plan["facts"], Path(plan["runs_dir"])).make()
+        return {}
+
+    _guarded(Path(folder), plan, make)
+
+
+def _guarded(place: Path, plan: dict[str, Any], work: Callable[[Path, dict[str, Any], Status], dict[str, Any]]) -> None:
+    """Do ``work`` once, alone in its folder; a failure is written down with its cause and raised again."""
     with locked(place):
         if (place / RESULT).exists():
             return
         status = Status(place)
         try:
             prepare_process(plan["threads"])
-            (place / "error.json").unlink(missing_ok=True)
             write_json(place / "settings.json", plan["settings"])
-            result = _run(place, plan, status)
-            write_json(place / RESULT, result)
+            write_json(place / RESULT, work(place, plan, status))
+            (place / "error.json").unlink(missing_ok=True)
             status("done", state="done")
         except Exception as error:
             write_json(place / "error.json", {
-                "cause": cause_of(error), "message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+                "cause": cause_of(error), "kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()})
             status("failed", state="failed")
             raise
 
 
-def prepare_stages(plan: dict[str, Any]) -> None:
-    """Make the stages that a trial's settings need."""
-    prepare_process(plan["threads"])
-    Stages(plan["settings"], plan["facts"], Path(plan["runs_dir"])).make()
-
-
 def prepare_process(threads: int) -> None:
-    """Fix the threads, so that sums are made in the same order each time, and refuse silent nondeterminism."""
+    """Fix the threads, so that sums are made in the same order each time."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def cause_of(error: BaseException) -> str:

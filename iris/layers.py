@@ -150,7 +150,10 @@ class LocalAttention(nn.Module):
     """Self-attention in blocks of ``block`` x ``block`` queries that also see ``halo`` tokens around their block.
 
     Cost is linear in the number of tokens (blocked local attention with halo, arXiv 2103.12731); QK-normalised, 2-D rotary.
+    Grids of up to ``DENSE`` tokens take the same attention as one masked product, which is faster there.
     """
+
+    DENSE = 256
 
     def __init__(self, dim: int, heads: int, block: int = 4, halo: int = 2) -> None:
         super().__init__()
@@ -162,8 +165,11 @@ class LocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, h, w, dim = x.shape
         query, key, value = split_heads(self.qkv(x).flatten(1, 2), 3, self.heads)
-        query = rotate(self.query_norm(query), h, w)
-        key = rotate(self.key_norm(key), h, w)
+        query, key = rotate(self.query_norm(query), h, w), rotate(self.key_norm(key), h, w)
+        if h * w <= self.DENSE:
+            mask = _halo_mask(h, w, self.block, self.halo, x.device)
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            return self.out(y.transpose(1, 2).reshape(x.shape))
         rows, columns = -(-h // self.block), -(-w // self.block)
         query = self._blocks(query, h, w, rows, columns, halo=0)
         key, value = (self._blocks(k, h, w, rows, columns, self.halo) for k in (key, value))
@@ -183,6 +189,18 @@ class LocalAttention(nn.Module):
         x = F.pad(x, (0, 0, halo, halo + columns * self.block - w, halo, halo + rows * self.block - h))
         x = x.unfold(2, size, self.block).unfold(3, size, self.block)           # B, heads, rows, columns, d, size, size
         return x.permute(0, 2, 3, 1, 5, 6, 4).reshape(batch * rows * columns, heads, size * size, depth)
+
+
+@functools.lru_cache(maxsize=32)
+def _halo_mask(h: int, w: int, block: int, halo: int, device: torch.device) -> Tensor:
+    """Which key each query sees, bool [h*w, h*w]: those of its block and ``halo`` tokens around."""
+    with torch.inference_mode(False):
+        row, column = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+        seen = torch.ones(h * w, h * w, dtype=torch.bool)
+        for place in (row, column):
+            first = place // block * block - halo
+            seen &= (place >= first[:, None]) & (place < first[:, None] + block + 2 * halo)
+        return seen.to(device)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

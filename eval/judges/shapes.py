@@ -4,6 +4,10 @@ CLIP: Radford et al. 2021 (arXiv:2103.00020); the image tower is its ModifiedRes
 transformer, over a word-level vocabulary (open_clip's 49k-entry table would be many times the size of the whole judge).
 Linear heads on the image embedding read each attribute of ``shapes`` and ``shapes2``. ``eval.judges.train_shapes``
 makes the weights and their record, shapes.safetensors and shapes.json beside this file.
+
+What it can read: pictures blurred to a sigma of 1 pixel or with noise up to a standard deviation of 0.12 (of the range
+[-1, 1]), as in its training. Beyond, it fails before an eye does: held-out ``shapes`` pictures keep a shape accuracy of
+0.965 with noise of 0.2 and fall to chance with 0.4. So a noisy generator is scored low, never high.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ class WordTokenizer:
                 raise SettingError(f"judge shapes does not know the word '{unknown[0]}' of the caption '{text}'; "
                                    "choose another judge for captions from outside the drawn worlds")
             if len(words) + 2 > self.context_length:
-                raise SettingError(f"judge shapes reads captions of up to {self.context_length - 2} words, not '{text}'")
+                limit = self.context_length - 2
+                raise SettingError(f"judge shapes reads captions of up to {limit} words, not '{text}'")
             row[:len(words) + 2] = torch.tensor([START, *(self.ids[word] for word in words), self.end])
         return rows
 
@@ -90,7 +95,8 @@ def resized(images: Tensor, size: int) -> Tensor:
         ValueError: not a float [B, 3, H, W] tensor.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"a judge takes float images [B, 3, H, W] in [-1, 1], not {images.dtype} {tuple(images.shape)}")
+        given = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"a judge takes float images [B, 3, H, W] in [-1, 1], not {given}")
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
     return images.float().clamp(-1.0, 1.0)

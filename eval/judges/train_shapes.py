@@ -1,12 +1,13 @@
 """Make judge ``shapes``: ``python -m eval.judges.train_shapes``.
 
 Trains the two towers on freshly drawn pictures of both worlds with the symmetric contrastive loss of CLIP (Radford et
-al. 2021, arXiv:2103.00020) plus cross-entropy on every attribute. Pictures come in groups of four whose attribute tuples
-differ in one attribute, so that each batch holds hard negatives (as NegCLIP, Yuksekgonul et al. 2023, arXiv:2210.01936).
-Half of the pictures are blurred, noised and tinted, so that the judge also reads a generator's imperfect pictures.
+al. 2021, arXiv:2103.00020) plus cross-entropy on every attribute. Pictures come in groups of four whose attribute
+tuples differ in one attribute, so that each batch holds hard negatives (as NegCLIP, Yuksekgonul et al. 2023,
+arXiv:2210.01936). Half of the pictures are blurred, noised and tinted, so that the judge also reads a generator's
+imperfect pictures.
 
-All colour-shape pairs are allowed here, the held-out ones too: this is the measuring device, not a model under test, and
-it must read what a model composes. The pictures it is measured on come from seeds that training never uses.
+All colour-shape pairs are allowed here, the held-out ones too: this is the measuring device, not a model under test,
+and it must read what a model composes. The pictures it is measured on come from seeds that training never uses.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def training_images(pictures: Tensor, size: int, draw: torch.Generator) -> Tenso
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """CLIP's symmetric loss of unit embeddings [B, D]; all captions of one attribute tuple are right: ``same`` [B, B]."""
+    """CLIP's symmetric loss of unit embeddings [B, D]; every caption of a picture's tuple is right: ``same`` [B, B]."""
     logits = scale * image @ text.T
     target = same / same.sum(dim=1, keepdim=True)           # symmetric, so that it serves both directions
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -70,8 +70,9 @@ def pixels(dataset: datasets.Dataset, size: int, max_bad: float = 0.01) -> Decod
                 bad.append(f"{(cell or {}).get('path') or f'row {rows[i]}'} ({problem})")
     if len(bad) > max_bad * len(dataset) or not kept:
         named = ", ".join(bad[:NAMED]) + (", …" if len(bad) > NAMED else "")
-        raise SettingError(f"data.max_bad allows {max_bad:.2%} unusable rows, but {len(bad)} of {len(dataset)} are: {named}"
-                           if bad else "the data set has no rows")
+        count = f"{len(bad)} of {len(dataset)}"
+        raise SettingError(f"data.max_bad allows {max_bad:.2%} unusable rows, but {count} are: {named}" if bad else
+                           "the data set has no rows")
     attributes = {name: np.asarray(dataset[name], np.int64)[kept]
                   for name, feature in dataset.features.items() if isinstance(feature, hf.ClassLabel)}
     return Decoded(images[:len(kept)], [captions[i] for i in kept], attributes, bad)

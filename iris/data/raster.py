@@ -1,7 +1,8 @@
 """The rasteriser of the drawn worlds: signed distances, antialiasing, and random numbers addressed by picture index.
 
-Pictures must be the same bytes on every machine, so only operations that IEEE 754 rounds exactly are used (+ - * / sqrt,
-min, max on float32; wrapping uint64 integers): no sine, no matrix product, no library generator whose stream may change.
+Pictures must be the same bytes on every machine, so only operations that IEEE 754 rounds exactly are used (+ - * /
+sqrt, min, max on float32; wrapping uint64 integers): no sine, no matrix product, no library generator whose stream may
+change.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def paint(background: np.ndarray, objects: list[tuple[np.ndarray, np.ndarray, np
 
 
 def tint(table: dict[str, tuple[int, int, int]], index: np.ndarray, jitter: np.ndarray, spread: float) -> np.ndarray:
-    """Colours ``table[index]`` moved by up to ``spread`` a channel: float32 [n, 3] in 0..255; jitter [n, 3] in [0, 1)."""
+    """Colours ``table[index]`` moved by up to ``spread`` a channel, with jitter [n, 3] in [0, 1): float32 [n, 3]."""
     base = np.asarray(list(table.values()), np.float32)[index]
     moved = base + np.float32(2 * spread) * (jitter - np.float32(0.5))
     return np.clip(moved, 0.0, 255.0)

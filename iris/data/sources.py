@@ -161,10 +161,11 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _parquet(request: Request) -> datasets.DatasetDict:
-    files = _parquet_files(request)
+    root, files = _existing(request), _parquet_files(request)
     by_split: dict[str, list[str]] = {}
     for file in files:
-        by_split.setdefault(_split_of(file) if len(files) > 1 else "train", []).append(str(file))
+        split = _split_of(file.relative_to(root)) if len(files) > 1 else "train"
+        by_split.setdefault(split, []).append(str(file))
     return _from_files(request, "parquet", data_files=by_split)
 
 
@@ -216,7 +217,8 @@ def _parquet_files(request: Request) -> list[Path]:
 
 
 def _split_of(file: Path) -> str:
-    """train, validation or test, from a word of the file's name or else of its folder's."""
+    """train, validation or test, from a word of the file's name or else of its folder's; ``file`` is relative to
+    data.path, since a folder that happens to be called test further up says nothing about the split."""
     for text in (file.stem, file.parent.name):
         words = re.split(r"[^a-z]+", text.lower())
         for split, names in {"validation": ("validation", "valid", "val"), "test": ("test",)}.items():
@@ -249,8 +251,8 @@ def _from_files(request: Request, builder: str, **where: Any) -> datasets.Datase
     wanted = VALIDATION_SHARE if wanted is None else wanted
     count = max(round(wanted * rows), 1) if isinstance(wanted, float) else wanted
     if count >= rows:
-        raise SettingError(f"data.validation takes {count} of the {rows} rows of {request.path} and leaves none to train "
-                           "on; give a smaller count or a share such as 0.1")
+        raise SettingError(f"data.validation takes {count} of the {rows} rows of {request.path} and leaves none to "
+                           "train on; give a smaller count or a share such as 0.1")
     return hf.DatasetDict({"train": _limited(train, order[count:], request.train),
                            "validation": _limited(train, order[:count], None)})
 
@@ -308,7 +310,8 @@ def _captions(request: Request, dataset: datasets.Dataset) -> list[str | None]:
         raise SettingError(f"data.text_column: column '{request.text_column}' of {request.path} holds {kind}; strings, "
                            "class labels or integers are needed")
     if names is None:
-        raise SettingError(f"data.labels is needed: column '{request.text_column}' of {request.path} holds bare integers")
+        raise SettingError(f"data.labels is needed: column '{request.text_column}' of {request.path} holds bare "
+                           "integers")
     wrong = next((value for value in values if value is not None and not 0 <= value < len(names)), None)
     if wrong is not None:
         raise SettingError(f"data.labels has {len(names)} names, but column '{request.text_column}' holds {wrong}")

@@ -2,8 +2,8 @@
 
 Three splits share no attribute tuple:
 
-* ``heldout``: tuples with one of eight colour-shape pairs (each colour once) that appear nowhere else, so that a model's
-  accuracy there measures composition;
+* ``heldout``: tuples with one of eight colour-shape pairs (each colour once) that appear nowhere else, so that a
+  model's accuracy there measures composition;
 * ``validation``: an eighth of the other tuples, chosen by a fixed hash; their colour-shape pairs are seen in training;
 * ``train``: the rest.
 """
@@ -49,12 +49,12 @@ class World:
     jitters: int                                            # random numbers that one picture's drawing uses
     phrasings: int
     allowed: Callable[[Attributes], np.ndarray]             # attributes -> bool [n]
-    paint: Callable[[Attributes, np.ndarray, int], np.ndarray]      # attributes, jitter [n, jitters], size -> images
+    paint: Callable[[Attributes, np.ndarray, int], np.ndarray]  # attributes, jitter [n, jitters], size -> images
     phrase: Callable[[dict[str, str], int], str]            # names of one picture's attributes, phrasing -> caption
 
     @cached_property
     def tuples(self) -> dict[str, np.ndarray]:
-        """Split -> int64 [T, attributes], every attribute tuple of the split in a fixed order; "all" has all of them."""
+        """Split -> int64 [T, attributes], each of its attribute tuples in fixed order; "all" has the whole world's."""
         counts = [len(values) for values in self.attributes.values()]
         rows = np.indices(counts).reshape(len(counts), -1).T
         rows = rows[self.allowed(self.columns(rows))]
@@ -130,8 +130,9 @@ class World:
                                f"{', '.join(missing)}")
         columns = {name: np.asarray(attributes[name], np.int64) for name in self.attributes}
         for name, column in columns.items():
-            if column.size and not (0 <= column.min() and column.max() < len(self.attributes[name])):
-                raise SettingError(f"attribute {name} of world {self.name} must be in 0..{len(self.attributes[name]) - 1}")
+            last = len(self.attributes[name]) - 1
+            if column.size and not (0 <= column.min() and column.max() <= last):
+                raise SettingError(f"attribute {name} of world {self.name} must be in 0..{last}")
         if not self.allowed(columns).all():
             raise SettingError(f"world {self.name} has no pictures with some of these attribute tuples")
         return columns

@@ -50,7 +50,8 @@ def test_a_world_survives_its_dataset_exactly(name):
 
 
 def test_a_world_can_be_drawn_at_another_size():
-    assert pixels(load("shapes2", size=32, train=4, validation=1, heldout=1)["train"], 32).images.shape == (4, 32, 32, 3)
+    train = load("shapes2", size=32, train=4, validation=1, heldout=1)["train"]
+    assert pixels(train, 32).images.shape == (4, 32, 32, 3)
 
 
 def test_parquet_file_is_split_by_a_fixed_hash(tmp_path):
