@@ -32,12 +32,16 @@ def composed(overrides: list[str]) -> DictConfig:
     """
     for override in overrides:
         _check_override(override)
+    try:
+        return _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(_explain(error, overrides)) from error
+
+
+def _compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("ablations.conf", version_base="1.3"):
-        try:
-            return compose("config", overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise SettingError(_explain(error, overrides)) from error
+        return compose("config", overrides)
 
 
 def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
@@ -72,8 +76,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     if not unknown:
         return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
     key = unknown.group(1)
-    with initialize_config_module("ablations.conf", version_base="1.3"):
-        known = flatten(OmegaConf.to_container(compose("config"), resolve=False))
+    known = flatten(OmegaConf.to_container(_compose([]), resolve=False))
     parent = key.rpartition(".")[0]
     near = sorted({k for k in known if k.rpartition(".")[0] == parent} or {k.split(".")[0] for k in known})
     return f"{key} is not a setting{suggestion(key, known)}; allowed: {', '.join(near)}"

@@ -23,7 +23,7 @@ from eval.flops import count_flops
 from eval.judges import Judge, load_judge
 from eval.kid import kid
 from iris.generator import Generator, GeneratorConfig, record_gates
-from iris.pipeline import Pipeline, SamplingSettings, one_image
+from iris.pipeline import Pipeline, SamplingSettings, load_for_measuring
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
 from iris.training.files import write_json
@@ -131,11 +131,12 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What the numbers were made on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": _processor(), "host": platform.node(),
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": processor(), "host": platform.node(),
             "python": platform.python_version(), "device": "cpu"}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -189,10 +190,11 @@ def _measure_validation(place: Path, pipeline: Pipeline, judge: Judge, stages: S
     fid, fid_se = frechet_jackknife(features, reference, blocks=blocks)
     distance, distance_se = kid(features, reference, blocks=blocks)
     half = len(reference) // 2
-    score, score_se = clip_score(_cosines(judge, images, described["captions"]))
     measured = {"fid": fid, "fid_se": fid_se, "kid": distance, "kid_se": distance_se, "samples": len(images),
-                "fid_reference": frechet_distance(reference[:half], reference[half:]),
-                "clip_score": score, "clip_score_se": score_se}
+                "fid_reference": frechet_distance(reference[:half], reference[half:])}
+    if settings["data"]["name"] in judge.worlds:        # a judge of drawn worlds knows no other captions' words
+        score, score_se = clip_score(_cosines(judge, images, described["captions"]))
+        measured |= {"clip_score": score, "clip_score_se": score_se}
     return measured | _accuracies(judge, images, described, settings, "")
 
 
@@ -238,8 +240,7 @@ def _accuracies(judge: Judge, images: Tensor, described: dict[str, Any], setting
 
 
 def _size(place: Path, pipeline: Pipeline, caption: str, settings: dict[str, Any]) -> dict[str, float]:
-    sample = settings["sample"]
-    make = one_image(str(place / MODEL), caption, sample["steps"], sample["sampler"], sample["guidance"])
+    make = load_for_measuring({"folder": str(place / MODEL), "caption": caption, **settings["sample"]})
     parameters = sum(p.numel() for p in pipeline.model.generator.parameters())
     return {"params_m": parameters / 1e6, "gflops": count_flops(make).gflops, "nfe": sampling_of(settings).evaluations}
 

@@ -117,13 +117,18 @@ class Pipeline:
         return cls(model, latent, config["latent"]["name"], config["latent"]["options"], config["size"])
 
 
-def one_image(folder: str, caption: str, steps: int, sampler: str, guidance: float) -> Callable[[], Tensor]:
-    """A function that makes one image with the model in ``folder``: what speed and memory are measured on.
+def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
+    """A function that makes one image with a saved model: what speed, memory and operations are measured on.
 
-    Its attribute ``weights_bytes`` is the size of all weights it holds.
+    Args:
+        given: {"folder": of the saved pipeline, "caption": optional, and the fields of SamplingSettings}.
+
+    Returns:
+        the function; its attribute ``weights_bytes`` is the size of all weights it holds.
     """
-    pipeline = Pipeline.load(Path(folder))
-    settings = SamplingSettings(steps=steps, sampler=sampler, guidance=guidance)
+    pipeline = Pipeline.load(Path(given["folder"]))
+    caption = given.get("caption", "a large red circle in the centre on a white background")
+    settings = SamplingSettings(**{k: v for k, v in given.items() if k not in ("folder", "caption")})
 
     def generate() -> Tensor:
         return pipeline.generate([caption], settings)

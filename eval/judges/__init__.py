@@ -6,8 +6,11 @@ that judge or an error: no other network ever stands in for it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,3 +80,18 @@ def load_judge(name: str, device: str | torch.device = "cpu") -> Judge:
         raise SettingError(f"judge must be one of {', '.join(JUDGES)}, not '{name}'")
     module, kind = JUDGES[name].split(":")
     return getattr(importlib.import_module(module), kind)(device=device)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A judge's name, the sha256 of its weights file, its worlds and its record, without loading the network.
+
+    Raises:
+        SettingError: no judge has that name.
+        FileNotFoundError: its files are missing.
+    """
+    if name not in JUDGES:
+        raise SettingError(f"judge must be one of {', '.join(JUDGES)}, not '{name}'")
+    weights = Path(__file__).with_name(f"{name}.safetensors")
+    stored = json.loads(weights.with_suffix(".json").read_text())
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return {**stored["record"], "name": name, "sha256": sha256, "worlds": list(stored["attributes"])}

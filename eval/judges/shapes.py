@@ -124,6 +124,8 @@ class ShapesJudge(Judge):
                              f"{stored['record']['sha256']}; restore the file or train the judge again")
         self.record = stored["record"]
         self.device = torch.device(device)
+        # Embeddings in units of their own size, so that FID and the cubic kernel of KID are numbers of a readable size.
+        self.feature_rms = stored["record"].get("feature_rms", 1.0)
         self.classes = {world: {name: len(values) for name, values in attributes.items()}
                         for world, attributes in stored["attributes"].items()}
         self.worlds = tuple(self.classes)
@@ -141,6 +143,9 @@ class ShapesJudge(Judge):
         Raises:
             ValueError: not a float [B, 3, H, W] tensor.
         """
+        return self._embedding(images) / self.feature_rms
+
+    def _embedding(self, images: Tensor) -> Tensor:
         parts = [self.towers.clip.encode_image(resized(part.to(self.device), self.size))
                  for part in images.split(BATCH)]
         return torch.cat(parts)
@@ -163,5 +168,6 @@ class ShapesJudge(Judge):
         """
         if world not in self.worlds:
             return super().attributes(world, images)
-        logits = self.towers.attribute_logits(world, self.image_features(images))
+        with torch.inference_mode():
+            logits = self.towers.attribute_logits(world, self._embedding(images))
         return {name: value.argmax(dim=-1) for name, value in logits.items()}

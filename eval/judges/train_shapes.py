@@ -227,7 +227,12 @@ def measure_again(weights: Path) -> ShapesJudge:
     """Measure the stored judge and write the figures into its record."""
     file = weights.with_suffix(".json")
     content = json.loads(file.read_text())
-    content["record"].update(measure(ShapesJudge(weights=weights, record=file)))
+    content["record"].pop("feature_rms", None)
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    judge = ShapesJudge(weights=weights, record=file)
+    real = as_tensor(WORLDS["shapes"].draw("validation", MEASURED, MEASURED_SEED))
+    content["record"]["feature_rms"] = judge.image_features(real).square().mean().sqrt().item()
+    content["record"].update(measure(judge))
     file.write_text(json.dumps(content, indent=1) + "\n")
     return ShapesJudge(weights=weights, record=file)
 

@@ -1,0 +1,158 @@
+"""Before any compute: settings -> arms and trials, checked by building every model without memory, and their cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablations.grid import Arm, Trial, expand, match_arms, trials_of
+from ablations.settings import Settings
+from ablations.stages import LATENT_OPTIONS, Stages
+from eval.judges import describe
+from iris import data
+from iris.errors import SettingError
+from iris.generator import Generator, GeneratorConfig
+from iris.latents import build_latent
+from iris.mixers import check_mixer
+from iris.text import Vocabulary
+from iris.training.optimiser import Optimisers, OptimiserSettings
+from iris.training.tasks import FlowTask
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid ready to run."""
+
+    arms: list[Arm]
+    trials: list[Trial]
+    facts: dict[str, str]           # data fingerprint, judge sha256
+    judge: dict[str, Any]
+    threads: int
+    runs: Path
+
+    def folder(self, trial: Trial) -> Path:
+        """Where a trial lives."""
+        return self.runs / "trials" / trial.key
+
+    def job_plan(self, trial: Trial) -> dict[str, Any]:
+        """What a job is told."""
+        return {"key": trial.key, "settings": trial.settings, "facts": self.facts, "runs_dir": str(self.runs),
+                "threads": self.threads}
+
+    def stages(self, trial: Trial) -> Stages:
+        """The shared stages of a trial."""
+        return Stages(trial.settings, self.facts, self.runs)
+
+
+def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
+    """Expand, match and identify all trials of a grid.
+
+    Raises:
+        SettingError: anything that would fail later and can be known now.
+    """
+    check_mixer(settings.model.mixer)
+    arms = expand(settings, values)
+    for arm in arms:
+        _check_arm(arm)
+    arms = match_arms(arms, settings.grid.match, parameters if settings.grid.match == "params" else flops)
+    wanted = {k: v for k, v in values["data"].items() if k not in ("name", "max_bad")}
+    judge = describe(settings.judge.name)
+    facts = {"data": data.fingerprint(settings.data.name, **wanted), "judge": judge["sha256"]}
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
+    return Plan(arms, trials_of(arms, settings.seeds, facts), facts, judge, threads, Path(settings.runs_dir).absolute())
+
+
+def _check_arm(arm: Arm) -> None:
+    size, latent = arm.settings["data"]["size"], _latent(arm.settings)
+    if size % latent.factor:
+        raise SettingError(f"{arm.name}: data.size={size} must be a multiple of {latent.factor}, the latent's factor "
+                           "(2 ^ (latent.levels + latent.stages))")
+    parameters(arm.settings)
+
+
+def _latent(settings: dict[str, Any]) -> Any:
+    chosen = settings["latent"]
+    return build_latent(chosen["name"], **{name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]})
+
+
+def _config(settings: dict[str, Any]) -> GeneratorConfig:
+    shape = {k: v for k, v in settings["model"].items() if k not in ("text_length", "text_layers")}
+    return GeneratorConfig(channels=_latent(settings).channels, **shape)
+
+
+def parameters(settings: dict[str, Any]) -> float:
+    """Generator parameters of trial settings."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Generator(_config(settings)).parameters())
+
+
+def flops(settings: dict[str, Any]) -> float:
+    """Operations of one generator evaluation for one image."""
+    from eval.flops import count_flops
+
+    task = _example(settings, batch=1)
+    with torch.no_grad():
+        return count_flops(lambda: task.loss(0)).total
+
+
+def _example(settings: dict[str, Any], batch: int) -> FlowTask:
+    """A training task of the right shapes on random data."""
+    from ablations.trial import build_model
+
+    latent = _latent(settings)
+    side = settings["data"]["size"] // latent.factor
+    vocabulary = Vocabulary([f"word{i}" for i in range(50)], settings["model"]["text_length"])
+    model = build_model(settings | {"seed": 0}, latent.channels, vocabulary)
+    captions = vocabulary.encode([" ".join(vocabulary.words[:12])] * batch)
+    return FlowTask(model, torch.randn(batch, latent.channels, side, side), captions, vocabulary.encode([""])[0], batch, 0,
+                    0.1, 0.0, 1.0, "none")
+
+
+def step_seconds(settings: dict[str, Any], steps: int = 3) -> float:
+    """Seconds of one training step of trial settings, measured here on a few steps; for the cost of a dry run."""
+    task = _example(settings, settings["train"]["batch"])
+    optimisers = Optimisers(task.module, OptimiserSettings(settings["train"]["optimiser"]))
+    started = time.monotonic()
+    for step in range(steps + 1):
+        if step == 1:                       # the first step allocates
+            started = time.monotonic()
+        task.loss(step)[0].backward()
+        optimisers.step(1e-3)
+    return (time.monotonic() - started) / steps
+
+
+def hardware(threads: int) -> dict[str, Any]:
+    """What this machine is, for the record."""
+    import psutil
+
+    from ablations.trial import processor
+
+    return {"cpu": processor(), "cores": os.cpu_count(), "threads": threads, "device": "cpu", "torch": torch.__version__,
+            "memory_gb": round(psutil.virtual_memory().total / 1e9), "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The git commit, "+changes" appended when the tree is dirty, or "unknown"."""
+    root = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../iris", "../eval")
+        return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def command() -> str:
+    """What the user typed."""
+    return " ".join(["python -m ablations.run", *sys.argv[1:]])
