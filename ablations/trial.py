@@ -167,12 +167,10 @@ def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages
     process = psutil.Process()
     process.cpu_percent()
 
-    def observe(row: dict[str, float]) -> None:
-        row["system/cpu_percent"] = process.cpu_percent()
-        row["system/rss_mb"] = process.memory_info().rss / 1e6
-        status.training("train", row, train["batch"])
+    def meter() -> dict[str, float]:
+        return {"system/cpu_percent": process.cpu_percent(), "system/rss_mb": process.memory_info().rss / 1e6}
 
-    fit(task, loop, place, observe)
+    fit(task, loop, place, lambda row: status.training("train", row, train["batch"]), meter)
     held = FlowTask(model, stages.latents("validation"), encode(stages.described("validation")["captions"]), **shared)
     return {"validation_loss": validation_loss(held)}
 

@@ -35,7 +35,13 @@ def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_loss(predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weight: str = "none") -> Tensor:
-    """Weighted mean squared error between predicted and true velocity eps - z_0 (a scalar)."""
+    """Weighted mean squared error between predicted and true velocity eps - z_0 (a scalar).
+
+    Raises:
+        SettingError: unknown weight.
+    """
+    if weight not in LOSS_WEIGHTS:
+        raise SettingError(f"train.loss_weight={weight!r} is unknown; allowed: {', '.join(LOSS_WEIGHTS)}")
     error = (predicted - (noise - clean)).square().mean((1, 2, 3))
     return (LOSS_WEIGHTS[weight](t) * error).mean()
 

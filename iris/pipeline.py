@@ -89,7 +89,7 @@ class Pipeline:
         write_json(folder / CONFIG, {
             "generator": self.model.generator.config.to_dict(),
             "text": {"words": text.vocabulary.words, "length": text.vocabulary.length, "width": text.width,
-                     "layers": len(text.layers)},
+                     "layers": len(text.layers), "heads": text.heads},
             "latent": self._latent_config,
             "size": self.size,
         })
@@ -104,17 +104,21 @@ class Pipeline:
         for name in (CONFIG, WEIGHTS, LATENT_WEIGHTS):
             if not (folder / name).exists():
                 raise SettingError(f"model={folder}: {name} is missing; expected a folder written by a trial")
-        config = json.loads((folder / CONFIG).read_text())
-        text = config["text"]
-        encoder = WordEncoder(Vocabulary(text["words"], text["length"]), text["width"], text["layers"])
-        model = TextToLatent(encoder, Generator(GeneratorConfig(**config["generator"])))
-        latent = build_latent(config["latent"]["name"], **config["latent"]["options"])
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            text = config["text"]
+            encoder = WordEncoder(Vocabulary(text["words"], text["length"]), text["width"], text["layers"], text["heads"])
+            model = TextToLatent(encoder, Generator(GeneratorConfig(**config["generator"])))
+            latent = build_latent(config["latent"]["name"], **config["latent"]["options"])
+            size = int(config["size"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"model={folder}: {CONFIG} is not one that a pipeline wrote ({error!r})") from error
         try:
             model.load_state_dict(load_tensors(folder / WEIGHTS)[0])
             latent.load_state_dict(load_tensors(folder / LATENT_WEIGHTS)[0])
         except (ValueError, RuntimeError) as error:
             raise SettingError(f"model={folder}: {error}") from error
-        return cls(model, latent, config["latent"]["name"], config["latent"]["options"], config["size"])
+        return cls(model, latent, config["latent"]["name"], config["latent"]["options"], size)
 
 
 def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:

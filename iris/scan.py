@@ -29,10 +29,10 @@ def linear_scan(a: Tensor, b: Tensor) -> Tensor:
         h [B, N, D].
 
     Raises:
-        ValueError: the shapes differ or are not three-dimensional.
+        ValueError: the shapes differ, are not three-dimensional, or have no tokens.
     """
-    if a.shape != b.shape or a.dim() != 3:
-        raise ValueError(f"linear_scan: a and b must both be [B, N, D], got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.shape != b.shape or a.dim() != 3 or a.shape[1] == 0:
+        raise ValueError(f"linear_scan: a and b must both be [B, N, D] with N >= 1, got {tuple(a.shape)} and {tuple(b.shape)}")
     for observe in OBSERVERS:
         observe(a.shape)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
@@ -89,6 +89,7 @@ class _LinearScan(torch.autograd.Function):
         return h
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
         zero = torch.zeros_like(a[:, :1])

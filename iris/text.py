@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iris.errors import SettingError
 from iris.generator import TextCondition
-from iris.layers import FeedForward, Linear, rms_normalise, split_heads
+from iris.layers import FeedForward, Linear, require_divisible, rms_normalise, split_heads
 
 PAD, START, UNKNOWN = 0, 1, 2
 _WORD = re.compile(r"[a-z0-9]+")
@@ -85,7 +85,8 @@ class WordEncoder(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, width: int, layers: int = 1, heads: int = 4) -> None:
         super().__init__()
-        self.vocabulary, self.width = vocabulary, width
+        require_divisible("model.text_width", width, "text heads", heads)
+        self.vocabulary, self.width, self.heads = vocabulary, width, heads
         self.word, self.position = TokenTable(len(vocabulary), width), TokenTable(vocabulary.length, width)
         self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
 

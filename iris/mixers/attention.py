@@ -16,7 +16,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, width: int | None = None, heads: int = 4) -> None:
         super().__init__()
-        width = width or dim
+        width = dim if width is None else width
         require_divisible("model.mixer_width", width, "4 * model.heads", 4 * heads)
         self.heads = heads
         self.qkv, self.out = Linear(dim, 3 * width), Linear(width, dim)

@@ -40,10 +40,10 @@ class SpectralNetwork(nn.Module):
         shape, blocks = real.shape, self.first.shape[1]
         parts = [part.reshape(-1, blocks, shape[-1] // blocks).transpose(0, 1) for part in (real, imaginary)]
         z = torch.cat(parts, -1)                                                # blocks, frequencies, 2b
-        z = torch.bmm(z, _real_form(self.first))
+        z = torch.bmm(z, _real_form(self.first.float()))
         modulus = _modulus(z)
-        z = z * torch.sigmoid(self.slope * modulus + self.offset).repeat(1, 1, 2)
-        z = torch.bmm(z, _real_form(self.second))
+        z = z * torch.sigmoid(self.slope.float() * modulus + self.offset.float()).repeat(1, 1, 2)
+        z = torch.bmm(z, _real_form(self.second.float()))
         z = z * (1 - self.shrink / _modulus(z)).clamp(min=0).repeat(1, 1, 2)    # soft-shrink that keeps the phase
         real, imaginary = z.transpose(0, 1).chunk(2, -1)
         return real.reshape(shape), imaginary.reshape(shape)
@@ -69,7 +69,7 @@ class FourierPathway(nn.Module):
 
     def __init__(self, dim: int, width: int | None = None, heads: int = 4, shrink: float = 0.01) -> None:
         super().__init__()
-        width = width or dim
+        width = dim if width is None else width
         require_divisible("model.mixer_width", width, "model.heads", heads)
         self.input = Linear(dim, width)
         self.network = SpectralNetwork(width, heads, shrink)
@@ -89,7 +89,7 @@ class FourierMixer(nn.Module):
     def __init__(self, dim: int, width: int | None = None, heads: int = 4, shrink: float = 0.01) -> None:
         super().__init__()
         self.pathway = FourierPathway(dim, width, heads, shrink)
-        self.out = Linear(width or dim, dim)
+        self.out = Linear(dim if width is None else width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.pathway(x))

@@ -27,7 +27,7 @@ class GRFM(nn.Module):
         super().__init__()
         if not pathways:
             raise ValueError("GRFM needs at least one pathway; build_mixer supplies them")
-        width = width or dim
+        width = dim if width is None else width
         self.pathways = nn.ModuleDict({name: kind(dim, width, heads) for name, kind in pathways.items()})
         self.norms = nn.ModuleDict({name: RMSNorm(width) for name in pathways})
         self.gate = Linear(dim, width) if {"fourier", "recurrence"} <= set(pathways) else None
@@ -42,7 +42,7 @@ class GRFM(nn.Module):
         branch = {name: self.norms[name](pathway(x)) for name, pathway in self.pathways.items()}
         gate = torch.sigmoid(self.gate(x)) if self.gate is not None else None
         if gate is not None:
-            y = torch.lerp(branch["recurrence"], branch["fourier"], gate)
+            y = torch.lerp(branch["recurrence"], branch["fourier"], gate.to(branch["fourier"].dtype))
         else:
             y = sum(value for name, value in branch.items() if name != "spatial" or self.alpha is None)
         if self.alpha is not None:

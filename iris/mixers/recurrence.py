@@ -54,7 +54,7 @@ class RecurrencePathway(nn.Module):
 
     def __init__(self, dim: int, width: int | None = None, heads: int = 4) -> None:
         super().__init__()
-        width = width or dim
+        width = dim if width is None else width
         require_divisible("model.mixer_width", width, "model.heads and 4 scan directions", math.lcm(heads, DIRECTIONS))
         self.input, self.gate = Linear(dim, width), Linear(dim, width)
         self.lru = RGLRU(width, math.lcm(heads, DIRECTIONS))
@@ -72,7 +72,7 @@ class RecurrenceMixer(nn.Module):
     def __init__(self, dim: int, width: int | None = None, heads: int = 4) -> None:
         super().__init__()
         self.pathway = RecurrencePathway(dim, width, heads)
-        self.out = Linear(width or dim, dim)
+        self.out = Linear(dim if width is None else width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.pathway(x))

@@ -19,7 +19,7 @@ class SpatialPathway(nn.Module):
 
     def __init__(self, dim: int, width: int | None = None, heads: int = 4) -> None:
         super().__init__()
-        width = width or dim
+        width = dim if width is None else width
         require_divisible("model.mixer_width", width, "model.heads", heads)
         self.heads = heads
         self.input = Linear(dim, width)
@@ -53,7 +53,7 @@ class SpatialMixer(nn.Module):
     def __init__(self, dim: int, width: int | None = None, heads: int = 4) -> None:
         super().__init__()
         self.pathway = SpatialPathway(dim, width, heads)
-        self.out = Linear(width or dim, dim)
+        self.out = Linear(dim if width is None else width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.pathway(x))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iris.training.checkpoint import load_tensors, save_tensors
+from iris.training.files import write_atomically
 from iris.training.optimiser import Optimisers, OptimiserSettings, learning_rate_at
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -49,11 +50,12 @@ class LoopSettings:
 Observer = Callable[[dict[str, float]], None]
 
 
-def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = lambda row: None) -> nn.Module:
+def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = lambda row: None,
+        meter: Callable[[], dict[str, float]] = dict) -> nn.Module:
     """Train ``task.module`` in place and leave the averaged weights in it; returns it.
 
     State goes to ``folder``: a checkpoint at least each ``checkpoint_seconds``, and a line of metrics each ``log_every``
-    steps (also handed to ``observe``). Called again after a kill it continues at the checkpoint and ends with the
+    steps (with what ``meter`` returns then, and handed to ``observe``). Called again after a kill it continues at the checkpoint and ends with the
     weights of an uninterrupted run, bit by bit on the same machine, because each step's randomness has an address.
 
     Raises:
@@ -65,6 +67,7 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
     optimisers = Optimisers(module, settings.optimiser)
     average = {name: p.detach().clone() for name, p in module.named_parameters()}
     first = _resume(folder, module, optimisers, average)
+    module.zero_grad(set_to_none=True)
     saved = logged = time.monotonic()
     since = 0
 
@@ -89,7 +92,7 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
                 now = time.monotonic()
                 row = {"step": done, "steps": settings.steps, "time": time.time(), "loss": loss.item(), "lr": rate,
                        "grad_norm": norm.item(), "images_per_s": since / max(now - logged, 1e-9)}
-                row |= {name: value.item() for name, value in extra.items()}
+                row |= {name: value.item() for name, value in extra.items()} | meter()
                 metrics.write(json.dumps(row) + "\n")
                 metrics.flush()
                 observe(row)
@@ -147,4 +150,4 @@ def _cut_metrics(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())

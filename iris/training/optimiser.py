@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from iris.errors import SettingError
+
 
 @dataclass(frozen=True)
 class OptimiserSettings:
@@ -32,6 +34,8 @@ class Optimisers:
     """
 
     def __init__(self, module: nn.Module, settings: OptimiserSettings) -> None:
+        if settings.name not in OPTIMISERS:
+            raise SettingError(f"train.optimiser={settings.name!r} is unknown; allowed: {', '.join(OPTIMISERS)}")
         self.settings = settings
         matrices, others = _split(module, settings.name == "muon")
         decay = {"weight_decay": settings.weight_decay}

@@ -24,7 +24,7 @@ def small_config(**changes):
 
 
 def small_generator(seed=0, awake=True, **changes):
-    """An initialised generator; ``awake`` gives the layers that start at zero small weights, so that all parts count."""
+    """An initialised generator; ``awake`` draws the layers that start at zero, so that all parts count."""
     model = initialise(Generator(small_config(**changes)), seed)
     return wake(model) if awake else model
 

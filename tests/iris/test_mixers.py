@@ -74,10 +74,7 @@ def test_training_and_evaluation_agree(name):
 
 
 @every_mixer
-def test_half_precision_is_close(name, request):
-    if name in ("grfm", "grfm[fourier,recurrence]"):
-        reason = "torch.lerp refuses a bfloat16 gate between float32 branches"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason=reason))
+def test_half_precision_is_close(name):
     x, mixer = tokens(2, 4, 4), make(name)
     with torch.autocast("cpu", torch.bfloat16):
         y = mixer(x)

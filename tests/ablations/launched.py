@@ -1,0 +1,55 @@
+"""What the launcher's tests run as jobs; workers import this module by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "IRIS_TEST_SETUP")
+
+
+def finish(folder: str, plan: dict[str, Any]) -> None:
+    """Take plan["seconds"], and say when, where and with what environment it was."""
+    place, start = Path(folder), time.time()
+    place.mkdir(parents=True, exist_ok=True)
+    time.sleep(plan.get("seconds", 0))
+    environment = {name: os.environ.get(name) for name in ENVIRONMENT}
+    result = {"start": start, "end": time.time(), "pid": os.getpid(), "environment": environment, "plan": plan}
+    (place / "result.json").write_text(json.dumps(result))
+
+
+def fail_and_say_why(folder: str, plan: dict[str, Any]) -> None:
+    """Fail as a trial does: error.json first."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "calls", "a") as calls:
+        calls.write("called\n")
+    error = {"cause": "nan", "kind": "NonFiniteLoss", "message": "step 3: loss nan", "traceback": "…"}
+    (place / "error.json").write_text(json.dumps(error))
+    raise ValueError("step 3: loss nan")
+
+
+def fail_silently(folder: str, plan: dict[str, Any]) -> None:
+    """Fail before error.json can be written."""
+    raise ValueError("no error.json from me")
+
+
+def be_killed(folder: str, plan: dict[str, Any]) -> None:
+    """Die as the kernel kills for memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_long(folder: str, plan: dict[str, Any]) -> None:
+    """Outlast any time limit."""
+    time.sleep(120)
+
+
+def guarded_sleep(folder: str, plan: dict[str, Any]) -> None:
+    """Outlast any time limit inside what guards a real trial."""
+    from ablations.trial import _guarded
+
+    _guarded(Path(folder), {"threads": 1, "settings": {}}, lambda place, plan, status: sleep_long(folder, plan) or {})
