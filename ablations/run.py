@@ -151,6 +151,10 @@ class Session:
         """One job for each set of unfinished stages, and their rows in the table."""
         made: dict[str, Job] = {}
         shown: set[str] = set()
+        # Nothing else runs while stages are made: they share out all the threads that trials will use.
+        workers = self.settings.launcher.workers
+        sets = {tuple(self.plan.stages(trial).keys) for trial in self.plan.trials}
+        threads = {"threads": self.plan.threads * max(1, workers // len(sets))}
         for trial in self.plan.trials:
             stages = self.plan.stages(trial)
             if trial.key in self.cached:
@@ -163,13 +167,13 @@ class Session:
                         self.watch.set_state(key, "cached")
             if not all(stages.done(key) for key in stages.keys):
                 name = "-".join(["prepare", *(key.rpartition("-")[2] for key in stages.keys)])
-                made.setdefault(name, Job(name, jobs.stages, self.plan.job_plan(trial), stages.root / name))
+                made.setdefault(name, Job(name, jobs.stages, self.plan.job_plan(trial) | threads, stages.root / name))
         return list(made.values())
 
     def _launch(self, listed: list[Job], ended: Any) -> None:
         if listed:
-            run_jobs(listed, self.settings.launcher, self.plan.runs / "logs", self.plan.threads, started=self._started,
-                     ended=ended, tick=self._tick)
+            run_jobs(listed, self.settings.launcher, self.plan.runs / "logs", listed[0].plan["threads"],
+                     started=self._started, ended=ended, tick=self._tick)
 
     def _started(self, job: Job) -> None:
         if job.key in self.trials:

@@ -46,10 +46,3 @@ def be_killed(folder: str, plan: dict[str, Any]) -> None:
 def sleep_long(folder: str, plan: dict[str, Any]) -> None:
     """Outlast any time limit."""
     time.sleep(120)
-
-
-def guarded_sleep(folder: str, plan: dict[str, Any]) -> None:
-    """Outlast any time limit inside what guards a real trial."""
-    from ablations.trial import _guarded
-
-    _guarded(Path(folder), {"threads": 1, "settings": {}}, lambda place, plan, status: sleep_long(folder, plan) or {})

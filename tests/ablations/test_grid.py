@@ -165,7 +165,7 @@ def test_matched_parameters_of_all_mixers(dim):
 
 def test_matched_operations():
     axes = {"model.mixer": ["attention", "fourier"]}
-    settings, values = with_grid(axes=axes, baseline={"model.mixer": "attention"}, match="flops")
+    settings, values = with_grid("model.heads=2", axes=axes, baseline={"model.mixer": "attention"}, match="flops")
     check_matched(match_arms(expand(settings, values), "flops", flops), "flops", flops)
 
 
@@ -182,9 +182,10 @@ def test_a_match_that_is_impossible_says_so():
     assert all(word in message for word in ("grid.match=params", "mixer_width=", "model.heads", "grid.match=none")), message
 
 
+@pytest.mark.parametrize("scale", ["default", "smoke"])
 @pytest.mark.parametrize("name", options("grid"))
-def test_every_grid_makes_a_plan(name):
-    settings, values = settings_from(f"grid={name}", "seeds=[0,1]")
+def test_every_grid_makes_a_plan(name, scale):
+    settings, values = settings_from(f"grid={name}", f"scale={scale}", "seeds=[0,1]")
     plan = make_plan(settings, values)
     assert len(plan.trials) == 2 * len(plan.arms) and plan.facts["judge"] == plan.judge["sha256"]
     if settings.grid.match == "params":
@@ -233,11 +234,11 @@ def test_an_arm_has_the_same_key_in_every_grid():
 def test_moved_files_keep_their_keys_and_changed_files_do_not(tmp_path: Path):
     from datasets import Dataset
 
-    first, moved, changed = (tmp_path / name for name in ("first.parquet", "deep/moved.parquet", "changed.parquet"))
-    moved.parent.mkdir()
+    first, moved, changed = (tmp_path / folder / "rows.parquet" for folder in ("first", "moved", "changed"))
     for path, word in ((first, "a"), (changed, "b")):
+        path.parent.mkdir()
         Dataset.from_dict({"image": [b"x"] * 3, "text": [word] * 3}).to_parquet(path)
-    shutil.copy(first, moved)
+    shutil.copytree(first.parent, moved.parent)
 
     def keys(path: Path) -> list[str]:
         plan = make_plan(*settings_from("grid=depth", "data=parquet", f"data.path={path}"))
@@ -254,8 +255,12 @@ def test_arms_that_differ_in_data_do_not_share_their_data(tmp_path: Path):
     assert len({plan.stages(trial).data_key for trial in plan.trials}) == 2
 
 
-def test_an_expectation_of_an_arm_that_is_not_there_is_found_before_training():
-    changes = {"decide": DECIDE | {"expect": {"furier": "worse"}}}
+@pytest.mark.parametrize(("axes", "expect", "name"), [
+    (None, {"furier": "worse"}, "furier"),
+    ({"model.mixer": ["grfm", "attention"]}, {"attention": "worse", "fourier": "worse"}, "fourier"),
+])
+def test_an_expectation_of_an_arm_that_is_not_there_is_found_before_training(axes, expect, name):
+    changes = {"decide": DECIDE | {"expect": expect}} | ({"axes": axes} if axes else {})
     settings, values = with_grid(**changes)
-    with pytest.raises(SettingError, match="furier"):
+    with pytest.raises(SettingError, match=name):
         make_plan(settings, values)

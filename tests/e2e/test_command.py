@@ -1,0 +1,367 @@
+"""The real command at smoke scale: what it leaves behind, what a second run reuses, and how bad input is told."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARMS = ["grfm", "attention", "fourier", "recurrence", "spatial"]
+SMOKE = ("grid=mixers", "scale=smoke")
+ATTRIBUTES = ("colour", "shape", "size", "position", "background", "caption")
+COSTS = ("latency_ms", "latency_q1_ms", "latency_q3_ms", "latency_ratio", "peak_memory_mb", "params_m", "gflops")
+QUALITY = ("fid", "fid_se", "fid_untrained", "kid", "kid_se", "clip_score", "clip_score_se", "validation_loss",
+           *(f"{prefix}accuracy_{name}" for prefix in ("", "heldout_") for name in ATTRIBUTES))
+
+
+def command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """``python -m ablations.run`` in ``folder``, as a user without a terminal would start it."""
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "ablations.run", *overrides], cwd=folder, env=environment, text=True,
+                          capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+
+
+def rows_of(report: Path) -> list[dict[str, str]]:
+    with open(report / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(trial: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The command's first run in a fresh folder."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "reports" / "mixers"
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        return rows_of(self.report)
+
+    @property
+    def trials(self) -> dict[str, Path]:
+        """Arm -> folder."""
+        return {row["arm"]: self.folder / "runs" / "trials" / row["key"] for row in self.rows}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("command")
+    done = command(folder, *SMOKE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Ran(folder, done)
+
+
+# -- the run --------------------------------------------------------------------------------------------------------
+
+
+def test_the_output_says_what_is_asked_first_and_where_everything_is_last(ran):
+    lines = ran.done.stdout.splitlines()
+    assert "mixers" in lines[0] and "Does GRFM earn its three pathways?" in lines[0]
+    first_trial = next(i for i, line in enumerate(lines) if ", seed 0:" in line)
+    stage = next(i for i, line in enumerate(lines) if "latent wavelet_vae:" in line)
+    assert 0 < stage < first_trial
+    assert any(re.search(r"train \d+/12 .*loss .* images/s", line) for line in lines) or first_trial
+    for arm in ARMS:
+        assert any(f"{arm}, seed 0: done" in line for line in lines)
+    assert any(line.startswith("report") and "index.html" in line for line in lines[-5:])
+    assert any(line.startswith("MLflow") and "uv run mlflow ui" in line for line in lines[-5:])
+    assert "Traceback" not in ran.done.stderr
+
+
+def test_the_report_is_there(ran):
+    for name in ("index.html", "report.md"):
+        text = (ran.report / name).read_text()
+        assert all(arm in text for arm in ARMS) and str(ran.folder) not in text
+    figures = {path.name for path in (ran.report / "figures").glob("*.png")}
+    assert len(figures) >= 4 and all((ran.report / "figures" / name).stat().st_size > 1000 for name in figures)
+    assert any("latency" in name for name in figures) and any("params" in name for name in figures)
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", re.sub(r"<a [^>]*>", "", (ran.report / "index.html").read_text()))
+
+
+def test_the_table_has_a_row_a_trial_and_every_number(ran):
+    assert [row["arm"] for row in ran.rows] == ARMS
+    for row in ran.rows:
+        assert row["state"] == "done" and row["seed"] == "0" and row["model.mixer"] == row["arm"]
+        assert row["baseline"] == str(row["arm"] == "grfm").lower()
+        for name in (*QUALITY, *COSTS):
+            assert math.isfinite(float(row[name])), name
+        for name in (n for n in QUALITY if "accuracy_" in n):
+            assert 0 <= float(row[name]) <= 1
+        assert float(row["samples"]) == 96 and float(row["fid"]) > 0
+        assert all(float(row[name]) > 0 for name in COSTS)
+    assert float(ran.rows[0]["latency_ratio"]) == 1
+
+
+def test_arms_are_matched_and_start_alike(ran):
+    base = ran.rows[0]
+    for row in ran.rows:
+        assert abs(float(row["params_m"]) / float(base["params_m"]) - 1) <= 0.01
+        # The output layer starts at zero: before training all arms make the same pictures.
+        assert float(row["fid_untrained"]) == pytest.approx(float(base["fid_untrained"]), rel=1e-3)
+
+
+def test_trials_leave_their_files(ran):
+    assert {path.name for path in (ran.folder / "runs" / "trials").iterdir()} == {row["key"] for row in ran.rows}
+    for arm, folder in ran.trials.items():
+        result = json.loads((folder / "result.json").read_text())
+        assert result["key"] == folder.name and result["steps"] == 12 and result["seconds"].keys() >= {"train", "sample"}
+        assert {"torch", "threads", "cpu", "host"} <= result["environment"].keys()
+        settings = json.loads((folder / "settings.json").read_text())
+        assert settings["model"]["mixer"] == arm and settings["seed"] == 0
+        assert json.loads((folder / "status.json").read_text())["state"] == "done"
+        assert not (folder / "error.json").exists()
+        steps = [row["step"] for row in metrics_of(folder)]
+        assert steps == sorted(set(steps)) and steps[-1] == 12
+        assert all(math.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in metrics_of(folder))
+
+
+def test_samples_of_all_trials_have_the_same_captions_and_real_pictures(ran):
+    samples = {arm: np.load(folder / "samples.npz") for arm, folder in ran.trials.items()}
+    first = samples["grfm"]
+    assert first["images"].shape == first["real"].shape == (64, 32, 32, 3) and first["images"].dtype == np.uint8
+    assert len(set(first["captions"])) > 32 and all(first["captions"])
+    for arm in ARMS[1:]:
+        assert (samples[arm]["captions"] == first["captions"]).all() and (samples[arm]["real"] == first["real"]).all()
+        assert (samples[arm]["images"] != first["images"]).any()
+
+
+def test_only_grfm_has_gates(ran):
+    assert [arm for arm, folder in ran.trials.items() if (folder / "gates.json").exists()] == ["grfm"]
+    layers = json.loads((ran.trials["grfm"] / "gates.json").read_text())["layers"]
+    assert len(layers) == 1 and [entry["iteration"] for entry in layers[0]["iterations"]] == [1, 2, 3, 4]
+    assert all({"fourier", "recurrence", "spatial"} <= entry.keys() for entry in layers[0]["iterations"])
+
+
+# -- MLflow ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What MLflow's own client finds."""
+
+    client: Any
+    parent: Any
+    children: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tracked(ran: Ran) -> Tracked:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{ran.folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mixers").experiment_id], order_by=["start_time ASC"])
+    parent = next(run for run in runs if run.data.tags["kind"] == "grid")
+    children = {run.data.params["model.mixer"]: run for run in runs
+                if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    return Tracked(client, parent, children)
+
+
+def test_one_parent_and_a_child_a_trial(ran, tracked):
+    assert tracked.parent.info.status == "FINISHED" and set(tracked.children) == set(ARMS)
+    assert tracked.parent.data.metrics["trials_done"] == 5 and tracked.parent.data.tags["verdict"]
+    for arm, run in tracked.children.items():
+        assert run.info.status == "FINISHED" and run.data.tags["key"] == ran.trials[arm].name
+        assert run.data.params["train.steps"] == "12" and run.data.params["seed"] == "0"
+        assert run.data.tags["judge_sha256"] and run.data.tags["data_fingerprint"]
+
+
+def test_git_commits_are_tags(tracked):
+    tags = {run.data.tags["git_commit"] for run in [tracked.parent, *tracked.children.values()]}
+    assert len(tags) == 1
+    assert re.fullmatch(r"[0-9a-f]{7,40}(\+changes)?" if (ROOT / ".git").exists() else ".+", tags.pop())
+
+
+def test_curves_and_results_are_the_trials_own(ran, tracked):
+    for row in ran.rows:
+        run = tracked.children[row["arm"]]
+        for name in ("loss", "lr"):
+            history = tracked.client.get_metric_history(run.info.run_id, name)
+            assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == \
+                [(line["step"], line[name]) for line in metrics_of(ran.trials[row["arm"]])]
+        for name in ("fid", "accuracy_colour", "latency_ms", "params_m"):
+            assert run.data.metrics[name] == pytest.approx(float(row[name]), rel=1e-6)
+
+
+def test_files_and_pictures_are_artifacts(tracked):
+    for run in tracked.children.values():
+        names = {item.path for item in tracked.client.list_artifacts(run.info.run_id)}
+        assert {"settings.json", "result.json", "metrics.jsonl", "samples.png"} <= names
+    report = {item.path for item in tracked.client.list_artifacts(tracked.parent.info.run_id, "report")}
+    assert {"report/index.html", "report/report.md", "report/results.csv"} <= report
+
+
+def test_the_data_and_the_judge_are_inputs(tracked):
+    run = tracked.client.get_run(tracked.children["grfm"].info.run_id)
+    assert len(run.inputs.dataset_inputs) == 2
+
+
+# -- again ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_knows_what_is_there_and_makes_nothing(ran):
+    before = sorted(path for path in ran.folder.rglob("*"))
+    done = command(ran.folder, *SMOKE, "dry_run=true", "threads=1")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if ", seed 0" in line]
+    assert len(lines) == 5 and all("cached" in line for line in lines)
+    for row in ran.rows:
+        line = next(line for line in lines if line.startswith(f"{row['arm']}, seed 0"))
+        assert row["key"] in line and f"{float(row['params_m']):.3f} M" in line
+    assert sorted(path for path in ran.folder.rglob("*")) == before
+
+
+def test_a_second_run_trains_nothing_and_says_the_same(ran):
+    first = ran.rows
+    stamps = {path: path.stat().st_mtime_ns for path in (ran.folder / "runs").rglob("*") if path.is_file()}
+    done = command(ran.folder, *SMOKE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (ran.folder / "runs").rglob("*") if path.is_file()} == stamps
+    assert ran.rows == first
+    assert sum("finished before, taken as it is" in line for line in done.stdout.splitlines()) == 5
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{ran.folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mixers").experiment_id])
+    assert len([run for run in runs if run.data.tags["kind"] == "grid"]) == 2
+    assert len([run for run in runs if run.data.tags.get("cached") == "true"]) == 5
+
+
+# -- trials that fail -----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_reported(ran, tmp_path):
+    shutil.copytree(ran.folder / "runs" / "stages", tmp_path / "runs" / "stages")
+    done = command(tmp_path, "grid=loss_weight", "scale=smoke", "train.learning_rate=1e30", "train.optimiser=adamw")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    rows = rows_of(tmp_path / "reports" / "loss_weight")
+    assert [row["state"] for row in rows] == ["failed", "failed"] and all(row["fid"] == "" for row in rows)
+    page = (tmp_path / "reports" / "loss_weight" / "report.md").read_text()
+    assert "loss became not a number" in page and "train.learning_rate" in page
+    logs = re.findall(r"runs/logs/\S+?\.err", page)
+    assert logs and all((tmp_path / log).is_file() for log in logs)
+    for row in rows:
+        error = json.loads((tmp_path / "runs" / "trials" / row["key"] / "error.json").read_text())
+        assert error["cause"] == "nan" and "learning_rate=1e+30" in error["message"]
+    assert "nan" in done.stdout and any(log in done.stdout for log in logs)
+
+
+# -- input that cannot be used --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and an environment that ``main`` may change."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What ``main`` answers to a command line that it cannot use."""
+    from ablations.run import main
+
+    assert main(list(overrides)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["grid=mixer"], ["grid='mixer'", "did you mean mixers?", "pathways"]),
+    (["grid=depth", "model.mixer=grmf"], ["model.mixer='grmf'", "grfm, attention, fourier, recurrence, spatial"]),
+    (["grid=mixers", "train.stepz=5"], ["train.stepz", "did you mean train.steps?"]),
+    (["grid=mixers", "train.steps=-5"], ["train.steps=-5", "at least 1"]),
+    (["grid=mixers", "seeds=[]"], ["seeds=[]", "[0,1,2]"]),
+    (["grid=mixers", "data=parquet"], ["data.path"]),
+    (["grid=mixers", "data=folder", "data.path=no/such/folder"], ["data.path", "no/such/folder"]),
+    (["--verbose"], ["--verbose", "--help", "--cfg job"]),
+    (["--cfg", "hydra"], ["--cfg hydra", "job"]),
+])
+def test_bad_input_is_told_before_anything_is_made(overrides, words, here, capsys):
+    message = refused(capsys, *overrides)
+    assert all(word in message for word in words), message
+    assert list(here.iterdir()) == []
+
+
+def parquet(folder: Path, corrupt: int = 0, captions: str | None = None, count: int = 24) -> Path:
+    """A file of red squares, some of which are no pictures."""
+    from datasets import Dataset
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(stream, "PNG")
+    cells = [{"bytes": b"this is no picture" if i < corrupt else stream.getvalue(), "path": None} for i in range(count)]
+    texts = [f"a red square, number {i}" if captions is None else captions for i in range(count)]
+    Dataset.from_dict({"image": cells, "text": texts}).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+FILES = ("grid=mixers", "scale=smoke", "data=parquet", "data.validation=4", "threads=1")
+
+
+def test_captions_that_are_all_empty(here, capsys, monkeypatch):
+    monkeypatch.setattr("pdb.post_mortem", lambda *a: pytest.fail("opened a debugger over bad data"))
+    message = refused(capsys, *FILES, f"data.path={parquet(here, captions=' ')}", "launcher=inline")
+    assert "data.text_column" in message and "empty" in message
+    assert not (here / "runs" / "trials").exists() and not (here / "reports").exists()
+
+
+def test_pictures_that_cannot_be_read(tmp_path):
+    done = command(tmp_path, *FILES, f"data.path={parquet(tmp_path, corrupt=6)}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Traceback" not in done.stdout
+    message = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "data.max_bad allows 1.00%" in message and "row 0" in message and "unreadable" in message
+    assert not (tmp_path / "runs" / "trials").exists() and not (tmp_path / "reports").exists()
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_grids_groups_and_examples(here, capsys):
+    from ablations.run import main
+
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in (*ARMS[:1], "grid=mixers", "pathways", "shapes2", "wavelet_vae", "slurm", "smoke", "dry_run=true", "Exit codes"):
+        assert word in shown or word == "grfm"
+
+
+def test_the_composed_configuration_is_shown(here, capsys):
+    import yaml
+
+    from ablations.run import main
+
+    assert main(["grid=mixers", "--cfg", "job", "train.steps=77"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["steps"] == 77 and shown["grid"]["name"] == "mixers"
+    assert list(here.iterdir()) == []
