@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +74,8 @@ def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
 
 def _check_grid(settings: Settings, known: dict[str, Any]) -> None:
     grid = settings.grid
+    if not grid.axes:
+        raise SettingError("grid.axes is empty; give at least one setting and its values")
     for key, choices in grid.axes.items():
         if key not in known:
             raise SettingError(f"grid.axes: {key} is not a trial setting{suggestion(key, known)}; allowed: {', '.join(known)}")
@@ -83,8 +86,6 @@ def _check_grid(settings: Settings, known: dict[str, Any]) -> None:
     for key in grid.baseline:
         if key not in grid.axes:
             raise SettingError(f"grid.baseline: {key} is not an axis; allowed: {', '.join(grid.axes)}")
-    if not grid.axes:
-        raise SettingError("grid.axes is empty; give at least one setting and its values")
     seeds = settings.seeds
     if not seeds or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds) or len(set(seeds)) != len(seeds):
         raise SettingError(f"seeds={seeds} must be a list of different integers >= 0, such as [0,1,2]")
@@ -109,6 +110,16 @@ def _check_decision(decide: dict[str, Any]) -> None:
             raise SettingError(f"grid.decide.expect.{arm}={word!r} is unknown; allowed: {', '.join(EXPECTATIONS)}")
 
 
+def expectations(decide: dict[str, Any], arms: list[Arm]) -> tuple[dict[Any, str], list[str]]:
+    """What the claim says of arms that are there, and the names in ``decide.expect`` that no arm of this run bears.
+
+    The second is for a note in the report: an axis cut short on the command line leaves such names behind.
+    """
+    named = {arm.name for arm in arms} | {name for arm in arms for value in arm.values.values() for name in (value, str(value))}
+    expect = decide.get("expect") or {}
+    return {k: v for k, v in expect.items() if k in named}, [str(k) for k in expect if k not in named]
+
+
 def _name(point: dict[str, Any]) -> str:
     if len(point) == 1:
         return str(next(iter(point.values())))
@@ -118,8 +129,8 @@ def _name(point: dict[str, Any]) -> str:
 def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], float]) -> list[Arm]:
     """Resize every other arm's mixer to the baseline's parameters or FLOPs.
 
-    The knob is ``model.mixer_width``, in steps of 4 * model.heads so that each mixer can use it; the width that comes
-    closest is taken.
+    The knob is ``model.mixer_width``, in steps of 4 * model.heads so that each mixer can use it, or finer where a mixer
+    allows it and the coarse steps miss; the width that comes closest is taken.
 
     Args:
         arms: the baseline first.
@@ -136,7 +147,21 @@ def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], floa
 
 
 def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]], float]) -> Arm:
-    step = 4 * arm.settings["model"]["heads"]
+    heads = arm.settings["model"]["heads"]
+    width, error = _closest(arm, 4 * heads, target, cost)
+    if abs(error) > TOLERANCE and arm.settings["model"]["mixer"] != "attention":    # whose heads must be multiples of 4 wide
+        width, error = _closest(arm, math.lcm(heads, 4), target, cost)
+    if abs(error) > TOLERANCE:
+        raise SettingError(
+            f"grid.match={what}: {arm.name} comes no closer than {error:+.1%} to the baseline (mixer_width={width}); use a "
+            "larger model.dim, fewer model.heads, or grid.match=none"
+        )
+    words = f"mixer_width {width} (model.dim {arm.settings['model']['dim']}): {error:+.2%} {what}"
+    return replace(arm, settings=_with_width(arm.settings, width), matched=words)
+
+
+def _closest(arm: Arm, step: int, target: float, cost: Callable[[dict[str, Any]], float]) -> tuple[int, float]:
+    """The multiple of ``step`` whose cost is closest to ``target``, and its relative error."""
 
     def at(width: int) -> float:
         return cost(_with_width(arm.settings, width))
@@ -149,28 +174,22 @@ def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]],
         middle = (low + high) // 2 // step * step
         low, high = (middle, high) if at(middle) < target else (low, middle)
     width = min((low, high), key=lambda w: abs(at(w) - target))
-    error = at(width) / target - 1
-    if abs(error) > TOLERANCE:
-        raise SettingError(
-            f"grid.match={what}: {arm.name} comes no closer than {error:+.1%} to the baseline (mixer_width={width}, steps "
-            f"of 4 * model.heads={step}); use a larger model.dim, fewer model.heads, or grid.match=none"
-        )
-    words = f"mixer_width {width} (model.dim {arm.settings['model']['dim']}): {error:+.2%} {what}"
-    return replace(arm, settings=_with_width(arm.settings, width), matched=words)
+    return width, at(width) / target - 1
 
 
 def _with_width(settings: dict[str, Any], width: int) -> dict[str, Any]:
     return settings | {"model": settings["model"] | {"mixer_width": width}}
 
 
-def trials_of(arms: list[Arm], seeds: list[int], facts: dict[str, str]) -> list[Trial]:
+def trials_of(arms: list[Arm], seeds: list[int], facts: dict[str, dict[str, str]]) -> list[Trial]:
     """One trial an arm and seed, with its key.
 
     Args:
-        facts: what a result depends on beside the settings: data fingerprint and judge sha256.
+        facts: arm -> what its results depend on beside the settings: data fingerprint and judge sha256.
     """
     return [
-        Trial(key_of(arm.settings, seed, facts), arm.name, arm.values, seed, arm.baseline, arm.settings | {"seed": seed}, arm.matched)
+        Trial(key_of(arm.settings, seed, facts[arm.name]), arm.name, arm.values, seed, arm.baseline,
+              arm.settings | {"seed": seed}, arm.matched)
         for seed in seeds
         for arm in arms
     ]
@@ -183,7 +202,7 @@ def key_of(settings: dict[str, Any], seed: int, facts: dict[str, str]) -> str:
     # How often a checkpoint is written and a clock is read changes no result.
     used["train"] = {k: v for k, v in used["train"].items() if k != "checkpoint_seconds"}
     used["measure"] = {k: v for k, v in used["measure"].items() if not k.startswith("latency_")}
-    return digest({"version": RESULTS_VERSION, "seed": seed, "judge": facts["judge"], **used})
+    return digest({"version": RESULTS_VERSION, "seed": seed, "judge_sha256": facts["judge"], **used})
 
 
 def digest(value: Any) -> str:

@@ -67,12 +67,15 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, logs: Path, threads: int, 
         tick()
         for slot, (job, submitted) in list(running.items()):
             if launcher.name == "inline":
-                submitted.exception()
-            if job.succeeded or submitted.done(force_check=True):
+                error = submitted.exception()           # runs the job; asked once, or it would run again
+                ended(job, None if job.succeeded else _failure(job, "", str(error)))
+            elif job.succeeded or submitted.done(force_check=True):
                 _wait_for_exit(submitted)
-                ended(job, None if job.succeeded else _failure(job, submitted))
-                del running[slot]
-                free.append(slot)
+                ended(job, None if job.succeeded else _failure(job, str(submitted.paths.stderr), _reason(submitted)))
+            else:
+                continue
+            del running[slot]
+            free.append(slot)
         if running:
             time.sleep(POLL_SECONDS)
 
@@ -117,19 +120,22 @@ def _wait_for_exit(submitted: Any, seconds: float = 10.0) -> None:
         time.sleep(0.1)
 
 
-def _failure(job: Job, submitted: Any) -> dict[str, str]:
-    """What went wrong: as the job wrote it, or, when it could not, as its end shows."""
-    log = str(submitted.paths.stderr)
+def _failure(job: Job, log: str, reason: str) -> dict[str, str]:
+    """What went wrong: as the job wrote it, or, when it could not, as its end shows (``reason``; empty if it says nothing)."""
     written = read_json(job.folder / "error.json")
     if written is not None:
-        return written | {"log": log}
-    try:
-        reason = str(submitted.exception() or "")
-    except Exception as error:  # submitit raises several kinds when a job left no output at all
-        reason = str(error)
-    timeout = "timed-out" in reason or "timed out" in reason
-    message = "over launcher.timeout_min" if timeout else "ended without a result: killed from outside, perhaps for memory"
-    return {"cause": "timeout" if timeout else "killed", "kind": "killed", "message": message, "traceback": _tail(log), "log": log}
+        return written | {"log": log or str(job.folder / "error.json")}
+    cause = "timeout" if "timed-out" in reason or "timed out" in reason else "error" if reason else "killed"
+    message = {"timeout": "over launcher.timeout_min", "error": (reason.strip().splitlines() or [""])[-1],
+               "killed": "ended without a result: killed from outside, perhaps for memory"}[cause]
+    return {"cause": cause, "kind": cause, "message": message, "traceback": _tail(log), "log": log}
+
+
+def _reason(submitted: Any) -> str:
+    """The error that submitit kept of a job, or nothing when the job could not leave one (it was killed)."""
+    if not submitted.paths.result_pickle.exists():
+        return ""                                       # asking submitit would wait 15 s for a file that never comes
+    return str(submitted.exception() or "")
 
 
 def _tail(log: str, lines: int = 20) -> str:

@@ -22,7 +22,7 @@ from iris.errors import SettingError
 from iris.generator import Generator, GeneratorConfig
 from iris.latents import build_latent
 from iris.mixers import check_mixer
-from iris.text import Vocabulary
+from iris.text import Vocabulary, WordEncoder
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
 
@@ -33,7 +33,7 @@ class Plan:
 
     arms: list[Arm]
     trials: list[Trial]
-    facts: dict[str, str]           # data fingerprint, judge sha256
+    facts: dict[str, dict[str, str]]        # arm -> data fingerprint, judge sha256
     judge: dict[str, Any]
     threads: int
     runs: Path
@@ -44,12 +44,12 @@ class Plan:
 
     def job_plan(self, trial: Trial) -> dict[str, Any]:
         """What a job is told."""
-        return {"key": trial.key, "settings": trial.settings, "facts": self.facts, "runs_dir": str(self.runs),
+        return {"key": trial.key, "settings": trial.settings, "facts": self.facts[trial.arm], "runs_dir": str(self.runs),
                 "threads": self.threads}
 
     def stages(self, trial: Trial) -> Stages:
         """The shared stages of a trial."""
-        return Stages(trial.settings, self.facts, self.runs)
+        return Stages(trial.settings, self.facts[trial.arm], self.runs)
 
 
 def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
@@ -63,11 +63,14 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
     for arm in arms:
         _check_arm(arm)
     arms = match_arms(arms, settings.grid.match, parameters if settings.grid.match == "params" else flops)
-    wanted = {k: v for k, v in values["data"].items() if k not in ("name", "max_bad")}
     judge = describe(settings.judge.name)
-    facts = {"data": data.fingerprint(settings.data.name, **wanted), "judge": judge["sha256"]}
+    facts = {arm.name: {"data": _fingerprint(arm.settings["data"]), "judge": judge["sha256"]} for arm in arms}
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
     return Plan(arms, trials_of(arms, settings.seeds, facts), facts, judge, threads, Path(settings.runs_dir).absolute())
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    return data.fingerprint(settings["name"], **{k: v for k, v in settings.items() if k not in ("name", "max_bad")})
 
 
 def _check_arm(arm: Arm) -> None:
@@ -76,6 +79,8 @@ def _check_arm(arm: Arm) -> None:
         raise SettingError(f"{arm.name}: data.size={size} must be a multiple of {latent.factor}, the latent's factor "
                            "(2 ^ (latent.levels + latent.stages))")
     parameters(arm.settings)
+    with torch.device("meta"):
+        WordEncoder(Vocabulary(["word"], 2), arm.settings["model"]["text_width"])
 
 
 def _latent(settings: dict[str, Any]) -> Any:

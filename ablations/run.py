@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ablations import jobs
 from ablations.compose import GROUPS, composed, options, settings_of
-from ablations.grid import Trial
+from ablations.grid import Trial, expectations
 from ablations.launch import Job, run_jobs, thread_environment
 from ablations.progress import read_json
 from ablations.records import GridOutcome, TrialRecord
@@ -144,7 +144,7 @@ class Session:
         report = write_report(outcome, Path(self.settings.reports_dir) / grid.name)
         failed = any(record.state == "failed" for record in records)
         self.watch.note("finishing MLflow")
-        problems = tracker.finish(outcome, report, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
+        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
         return outcome, report, problems
 
     def _stage_jobs(self) -> list[Job]:
@@ -255,15 +255,19 @@ class Session:
         from ablations.plan import command, commit, hardware
 
         grid, data = self.settings.grid, self.values["data"]
+        decide = grid.decide | {"expect": expectations(grid.decide, self.plan.arms)[0]}
         return GridOutcome(
-            name=grid.name, question=grid.question, claim=grid.claim, match=grid.match, decide=grid.decide, axes=grid.axes,
-            records=records, judge=self.plan.judge, data=data | {"fingerprint": self.plan.facts["data"]}, command=command(),
+            name=grid.name, question=grid.question, claim=grid.claim, match=grid.match, decide=decide, axes=grid.axes,
+            records=records, judge=self.plan.judge, data=data | {"fingerprint": self.plan.facts[self.plan.arms[0].name]["data"]}, command=command(),
             commit=commit(), hardware=hardware(self.plan.threads), notes=self.all_notes(),
             wall_seconds=time.monotonic() - self.began)
 
     def all_notes(self) -> list[str]:
         """Warnings that belong in the report."""
         notes = list(self.notes)
+        stray = expectations(self.settings.grid.decide, self.plan.arms)[1]
+        if stray:
+            notes.append(f"grid.decide.expect names {', '.join(stray)}, which no arm of this run is: left out.")
         if self.settings.data.name not in self.plan.judge["worlds"]:
             notes.append(f"Judge {self.plan.judge['name']} was trained on {', '.join(self.plan.judge['worlds'])}: on "
                          f"data {self.settings.data.name} its FID and KID show trends only.")
@@ -284,8 +288,9 @@ def _dry_run(settings: Settings, values: dict[str, Any], console: Console) -> in
     plan = make_plan(settings, values)
     torch.set_num_threads(plan.threads)
     table = Table(box=None, pad_edge=False)
-    for name, side in (("trial", "left"), ("key", "left"), ("params", "right"), ("steps", "right"), ("est. minutes", "right"), ("state", "left"), ("matched", "left")):
-        table.add_column(name, justify=side)
+    for name, side in (("trial", "left"), ("key", "left"), ("params", "right"), ("steps", "right"), ("minutes", "right"),
+                       ("state", "left"), ("matched", "left")):
+        table.add_column(name, justify=side, no_wrap=name in ("trial", "key", "params"))
     seconds = {arm.name: step_seconds(arm.settings | {"seed": 0}) for arm in plan.arms}
     total = 0.0
     for trial in plan.trials:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -46,10 +47,10 @@ class Data:
     text_column: str
     labels: list | None
     train: int | None = number(1)
-    validation: int | float | None = number(0, above=True)
+    validation: int | float | None = number(0, above=True)     # a share, or a count
     heldout: int | None = number(0)
     seed: int
-    max_bad: float = number(0, 1)
+    max_bad: float = number(0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,9 @@ def _value(name: str, hint: Any, value: Any, bounds: Any) -> Any:
 
 def _check_bounds(name: str, value: float, bounds: Any) -> None:
     low, high = bounds["low"], bounds["high"]
-    if value < low or (bounds["above"] and value == low) or value != value:
+    if not math.isfinite(value):
+        raise SettingError(f"{name}={value} must be a finite number")
+    if value < low or (bounds["above"] and value == low):
         raise SettingError(f"{name}={value} must be {'above' if bounds['above'] else 'at least'} {low}")
     if high is not None and value > high:
         raise SettingError(f"{name}={value} must be at most {high}")

@@ -79,9 +79,11 @@ def prepare_process(threads: int) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """oom, nan or error."""
+    """oom, nan, timeout or error."""
     if isinstance(error, NonFiniteLoss):
         return "nan"
+    if "timed-out" in str(error) or "timed out" in str(error):      # submitit raises this inside the job
+        return "timeout"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
     return "oom" if memory else "error"
 

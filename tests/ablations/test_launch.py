@@ -103,7 +103,8 @@ def test_an_old_error_is_forgotten(seen):
 
 
 def test_a_job_over_its_time_is_a_timeout(seen):
-    ended = seen.run([seen.job("slow", launched.sleep_long)], launcher(timeout_min=0.57)   # submitit warns a job 30 s before its time is over: after 4 s)
+    # submitit tells a job 30 s before its time is over: here after 4 s.
+    ended = seen.run([seen.job("slow", launched.sleep_long)], launcher(timeout_min=0.57))
     assert ended["slow"]["cause"] == "timeout" and "launcher.timeout_min" in ended["slow"]["message"]
     assert Path(ended["slow"]["log"]).is_file()
 

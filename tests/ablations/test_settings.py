@@ -27,7 +27,8 @@ def error_of(*overrides: str) -> str:
 
 def test_overrides_compose():
     settings = settings_from("grid=mixers", "train.steps=2000", "seeds=[0,1,2]", "model.dim=128", "data=shapes2")
-    assert (settings.grid.name, settings.train.steps, settings.seeds, settings.model.dim) == ("mixers", 2000, [0, 1, 2], 128)
+    assert (settings.grid.name, settings.train.steps, settings.seeds) == ("mixers", 2000, [0, 1, 2])
+    assert settings.model.dim == 128
     assert (settings.data.name, settings.data.size) == ("shapes2", 64)
 
 
@@ -109,7 +110,7 @@ def test_a_value_of_the_wrong_type(override, words):
     ("train.steps=-5", ["train.steps=-5", "at least 1"]),
     ("train.steps=0", ["train.steps=0", "at least 1"]),
     ("train.learning_rate=0", ["train.learning_rate=0", "above 0"]),
-    ("train.learning_rate=nan", ["train.learning_rate=nan", "above 0"]),
+    ("train.learning_rate=nan", ["train.learning_rate=nan", "finite"]),
     ("train.caption_dropout=1.5", ["train.caption_dropout=1.5", "at most 1"]),
     ("data.max_bad=-0.1", ["data.max_bad=-0.1", "at least 0"]),
     ("data.size=4", ["data.size=4", "at least 8"]),

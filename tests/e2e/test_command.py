@@ -81,7 +81,6 @@ def test_the_output_says_what_is_asked_first_and_where_everything_is_last(ran):
     first_trial = next(i for i, line in enumerate(lines) if ", seed 0:" in line)
     stage = next(i for i, line in enumerate(lines) if "latent wavelet_vae:" in line)
     assert 0 < stage < first_trial
-    assert any(re.search(r"train \d+/12 .*loss .* images/s", line) for line in lines) or first_trial
     for arm in ARMS:
         assert any(f"{arm}, seed 0: done" in line for line in lines)
     assert any(line.startswith("report") and "index.html" in line for line in lines[-5:])
@@ -96,7 +95,8 @@ def test_the_report_is_there(ran):
     figures = {path.name for path in (ran.report / "figures").glob("*.png")}
     assert len(figures) >= 4 and all((ran.report / "figures" / name).stat().st_size > 1000 for name in figures)
     assert any("latency" in name for name in figures) and any("params" in name for name in figures)
-    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", re.sub(r"<a [^>]*>", "", (ran.report / "index.html").read_text()))
+    page = (ran.report / "index.html").read_text()
+    assert not re.findall(r"<(?:link|script|img)[^>]*(?:src|href)=\"(?!data:)", page)       # opens from disk, alone
 
 
 def test_the_table_has_a_row_a_trial_and_every_number(ran):
@@ -125,7 +125,8 @@ def test_trials_leave_their_files(ran):
     assert {path.name for path in (ran.folder / "runs" / "trials").iterdir()} == {row["key"] for row in ran.rows}
     for arm, folder in ran.trials.items():
         result = json.loads((folder / "result.json").read_text())
-        assert result["key"] == folder.name and result["steps"] == 12 and result["seconds"].keys() >= {"train", "sample"}
+        assert result["key"] == folder.name and result["steps"] == 12
+        assert result["seconds"].keys() >= {"train", "sample"}
         assert {"torch", "threads", "cpu", "host"} <= result["environment"].keys()
         settings = json.loads((folder / "settings.json").read_text())
         assert settings["model"]["mixer"] == arm and settings["seed"] == 0
@@ -207,6 +208,9 @@ def test_files_and_pictures_are_artifacts(tracked):
     for run in tracked.children.values():
         names = {item.path for item in tracked.client.list_artifacts(run.info.run_id)}
         assert {"settings.json", "result.json", "metrics.jsonl", "samples.png"} <= names
+
+
+def test_the_report_is_an_artifact(tracked):
     report = {item.path for item in tracked.client.list_artifacts(tracked.parent.info.run_id, "report")}
     assert {"report/index.html", "report/report.md", "report/results.csv"} <= report
 
@@ -223,11 +227,11 @@ def test_a_dry_run_knows_what_is_there_and_makes_nothing(ran):
     before = sorted(path for path in ran.folder.rglob("*"))
     done = command(ran.folder, *SMOKE, "dry_run=true", "threads=1")
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if ", seed 0" in line]
-    assert len(lines) == 5 and all("cached" in line for line in lines)
+    lines = done.stdout.splitlines()
     for row in ran.rows:
-        line = next(line for line in lines if line.startswith(f"{row['arm']}, seed 0"))
-        assert row["key"] in line and f"{float(row['params_m']):.3f} M" in line
+        line = next(line for line in lines if row["key"] in line)
+        assert line.startswith(row["arm"]) and "cached" in line and f"{float(row['params_m']):.3f} M" in line
+    assert sum("cached" in line for line in lines) == 5 + 3             # trials and stages
     assert sorted(path for path in ran.folder.rglob("*")) == before
 
 
@@ -329,13 +333,17 @@ FILES = ("grid=mixers", "scale=smoke", "data=parquet", "data.validation=4", "thr
 
 
 def test_captions_that_are_all_empty(here, capsys, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(here / "hf-cache"))
     monkeypatch.setattr("pdb.post_mortem", lambda *a: pytest.fail("opened a debugger over bad data"))
     message = refused(capsys, *FILES, f"data.path={parquet(here, captions=' ')}", "launcher=inline")
     assert "data.text_column" in message and "empty" in message
     assert not (here / "runs" / "trials").exists() and not (here / "reports").exists()
 
 
-def test_pictures_that_cannot_be_read(tmp_path):
+def test_pictures_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
     done = command(tmp_path, *FILES, f"data.path={parquet(tmp_path, corrupt=6)}")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Traceback" not in done.stdout
@@ -352,8 +360,8 @@ def test_help_lists_grids_groups_and_examples(here, capsys):
 
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for word in (*ARMS[:1], "grid=mixers", "pathways", "shapes2", "wavelet_vae", "slurm", "smoke", "dry_run=true", "Exit codes"):
-        assert word in shown or word == "grfm"
+    for word in ("grid=mixers", "pathways", "shapes2", "wavelet_vae", "slurm", "smoke", "dry_run=true", "Exit codes"):
+        assert word in shown
 
 
 def test_the_composed_configuration_is_shown(here, capsys):

@@ -21,11 +21,12 @@ from ablations.plan import make_plan
 from iris.training.checkpoint import load_tensors
 
 ROOT = Path(__file__).parents[2]
-TRIAL = "import json, sys; from ablations.trial import run_trial as run; run(sys.argv[1], json.load(open(sys.argv[2])))"
+RUN = "run(sys.argv[1], json.load(open(sys.argv[2])))"
+TRIAL = f"import json, sys; from ablations.trial import run_trial as run; {RUN}"
 # A stage saves every 20 s, which is longer than this test lasts: here it saves at every step.
-STAGES = ("import functools, json, sys; import ablations.stages as s; from ablations.trial import prepare_stages as run; "
-          "s.LoopSettings = functools.partial(s.LoopSettings, checkpoint_seconds=0.0); "
-          "run(sys.argv[1], json.load(open(sys.argv[2])))")
+STAGES = ("import functools, json, sys; import ablations.stages as s; "
+          "from ablations.trial import prepare_stages as run; "
+          f"s.LoopSettings = functools.partial(s.LoopSettings, checkpoint_seconds=0.0); {RUN}")
 
 
 class Place:
@@ -34,8 +35,8 @@ class Place:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         settings, values = settings_of(composed([
-            "grid=mixers", "scale=smoke", "train.steps=60", "train.checkpoint_seconds=0", "latent.steps=60", "threads=1",
-            f"runs_dir={root}"]))
+            "grid=mixers", "scale=smoke", "train.steps=60", "train.checkpoint_seconds=0", "latent.steps=60",
+            "threads=1", f"runs_dir={root}"]))
         plan = make_plan(settings, values)
         trial = plan.trials[0]
         assert trial.arm == "grfm"
