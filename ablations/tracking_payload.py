@@ -65,6 +65,7 @@ def metric_points(file: Path) -> Iterator[MetricPoint]:
         if step <= last:
             continue
         last = step
+        line.pop("steps", None)             # how many there will be: a setting, not a curve
         for name, value in line.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield MetricPoint(metric_name(name), float(value), time_ms, step)
