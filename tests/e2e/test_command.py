@@ -337,7 +337,9 @@ def test_captions_that_are_all_empty(here, capsys, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(here / "hf-cache"))
     monkeypatch.setattr("pdb.post_mortem", lambda *a: pytest.fail("opened a debugger over bad data"))
-    message = refused(capsys, *FILES, f"data.path={parquet(here, captions=' ')}", "launcher=inline")
+    path = parquet(here, captions=" ")
+    capsys.readouterr()                                 # the progress bar of writing the file
+    message = refused(capsys, *FILES, f"data.path={path}", "launcher=inline")
     assert "data.text_column" in message and "empty" in message
     assert not (here / "runs" / "trials").exists() and not (here / "reports").exists()
 
