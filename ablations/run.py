@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ablations import jobs
@@ -103,8 +104,8 @@ def _run(settings: Settings, values: dict[str, Any]) -> int:
             outcome, report, problems = Session(settings, values, plan, watch, tracker).run()
     watch.summary(outcome)
     for problem in problems:
-        console.print(problem, style="yellow")
-    console.print(f"\nreport   {report}\nMLflow   {tracker.command}", highlight=False, soft_wrap=True)
+        console.print(problem, style="yellow", markup=False)
+    console.print(f"\nreport   {report}\nMLflow   {tracker.command}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
 
 
@@ -280,7 +281,7 @@ class Session:
 
 def _dry_run(settings: Settings, values: dict[str, Any], console: Console) -> int:
     """Print trials, keys, parameters, cost and what is cached; train nothing."""
-    console.print(f"grid {settings.grid.name}: {settings.grid.question}", highlight=False)
+    console.print(f"grid {settings.grid.name}: {settings.grid.question}", highlight=False, markup=False)
     import torch
 
     from ablations.plan import make_plan, parameters, step_seconds
@@ -289,7 +290,7 @@ def _dry_run(settings: Settings, values: dict[str, Any], console: Console) -> in
     torch.set_num_threads(plan.threads)
     table = Table(box=None, pad_edge=False)
     for name, side in (("trial", "left"), ("key", "left"), ("params", "right"), ("steps", "right"), ("minutes", "right"),
-                       ("state", "left"), ("matched", "left")):
+                       ("state", "left")):
         table.add_column(name, justify=side, no_wrap=name in ("trial", "key", "params"))
     seconds = {arm.name: step_seconds(arm.settings | {"seed": 0}) for arm in plan.arms}
     total = 0.0
@@ -297,10 +298,13 @@ def _dry_run(settings: Settings, values: dict[str, Any], console: Console) -> in
         done = (plan.folder(trial) / "result.json").exists()
         cost = 0.0 if done else seconds[trial.arm] * trial.settings["train"]["steps"]
         total += cost
-        table.add_row(f"{trial.arm}, seed {trial.seed}", trial.key, f"{parameters(trial.settings) / 1e6:.3f} M",
+        table.add_row(escape(f"{trial.arm}, seed {trial.seed}"), trial.key, f"{parameters(trial.settings) / 1e6:.3f} M",
                       str(trial.settings["train"]["steps"]), "–" if done else f"{cost / 60:.1f}",
-                      "cached" if done else "to train", trial.matched or "")
+                      "cached" if done else "new")
     console.print(table, highlight=False)
+    for arm in plan.arms:
+        if arm.matched:
+            console.print(f"{arm.name}: {arm.matched}", highlight=False, markup=False)
     stages = {name: plan.stages(trial).done(key) for trial in plan.trials for key, name in plan.stages(trial).keys.items()}
     for name, done in stages.items():
         console.print(f"{name}: {'cached' if done else 'to make'}", highlight=False)

@@ -301,13 +301,13 @@ class Watch:
         time_cell = clock_text(end - row.started) if row.started is not None else blank
         if not row.active:
             note = Text(row.note, overflow="ellipsis", no_wrap=True) if row.note else blank
-            return [row.label, row.state, note, blank, blank, blank, blank, time_cell]
+            return [Text(row.label), row.state, note, blank, blank, blank, blank, time_cell]
         steps, fraction = status.get("steps"), self._fraction(row)
         bar = ProgressBar(total=1.0, completed=fraction) if fraction is not None else blank
         quality = number(status["loss"]) if status.get("loss") is not None else (
             f"{float(status['psnr']):.1f}dB" if status.get("psnr") is not None else blank)
         left, silence = self._left(row, typical), self._silence(row)
-        return [row.label, row.phase or "starting", bar if not silence else Text("no news", style="yellow"),
+        return [Text(row.label), row.phase or "starting", bar if not silence else Text("no news", style="yellow"),
                 f"{status.get('step', 0)}/{steps}" if steps else blank, quality,
                 f"{status['images_per_s']:.0f}" if status.get("images_per_s") else blank,
                 f"~{clock_text(left)}" if left is not None else blank, time_cell]

@@ -220,3 +220,12 @@ def test_neither_torch_nor_mlflow_is_imported() -> None:
     code = "import sys, ablations.watch, ablations.tracking; print({'torch', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_brackets_in_an_arms_name_are_shown(tmp_path):
+    """``grfm[fourier,spatial]`` is a name, not markup."""
+    console = Console(width=120, force_terminal=True, record=True)
+    with Watch("pathways", console=console) as watch:
+        watch.add_trial("k", "grfm[fourier,spatial]", 0, tmp_path)
+        watch.update()
+    assert "grfm[fourier,spatial], seed 0" in console.export_text()
