@@ -78,9 +78,19 @@ def _check_arm(arm: Arm) -> None:
     if size % latent.factor:
         raise SettingError(f"{arm.name}: data.size={size} must be a multiple of {latent.factor}, the latent's factor "
                            "(2 ^ (latent.levels + latent.stages))")
+    _check_counts(arm)
     parameters(arm.settings)
     with torch.device("meta"):
         WordEncoder(Vocabulary(["word"], 2), arm.settings["model"]["text_width"])
+
+
+def _check_counts(arm: Arm) -> None:
+    """A drawn world must hold as many captions as are sampled; how many files hold is known only when they are read."""
+    measured, given = arm.settings["measure"], arm.settings["data"]
+    for wanted, split in (("samples", "validation"), ("heldout_samples", "heldout")):
+        if given["name"] in data.WORLDS and isinstance(given[split], int) and measured[wanted] > given[split]:
+            raise SettingError(f"{arm.name}: measure.{wanted}={measured[wanted]} must be at most data.{split}={given[split]}, "
+                               "the captions that there are")
 
 
 def _latent(settings: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ makes the weights and their record, shapes.safetensors and shapes.json beside th
 
 What it can read: pictures blurred to a sigma of 1 pixel or with noise up to a standard deviation of 0.12 (of the range
 [-1, 1]), as in its training. Beyond, it fails before an eye does: held-out ``shapes`` pictures keep a shape accuracy of
-0.965 with noise of 0.2 and fall to chance with 0.4. So a noisy generator is scored low, never high.
+0.965 with noise of 0.2 and fall to chance with 0.4. So part of a noisy generator's low accuracy is the judge's.
 """
 
 from __future__ import annotations

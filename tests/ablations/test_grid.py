@@ -186,7 +186,7 @@ def test_a_match_that_is_impossible_says_so():
         assert word in message
 
 
-@pytest.mark.parametrize("scale", ["default", "smoke"])
+@pytest.mark.parametrize("scale", options("scale"))
 @pytest.mark.parametrize("name", options("grid"))
 def test_every_grid_makes_a_plan(name, scale):
     settings, values = settings_from(f"grid={name}", f"scale={scale}", "seeds=[0,1]")
@@ -194,6 +194,17 @@ def test_every_grid_makes_a_plan(name, scale):
     assert len(plan.trials) == 2 * len(plan.arms) and all(facts["judge"] == plan.judge["sha256"] for facts in plan.facts.values())
     if settings.grid.match == "params":
         check_matched(plan.arms, "params", parameters)
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("measure.samples=4097", ["measure.samples=4097", "data.validation=4096"]),
+    ("measure.heldout_samples=1025", ["measure.heldout_samples=1025", "data.heldout=1024"]),
+])
+def test_more_samples_than_captions_are_refused(override, words):
+    """They would be cut without a word, and FID at another count is another number."""
+    with pytest.raises(SettingError) as caught:
+        make_plan(*settings_from("grid=mixers", override))
+    assert all(word in str(caught.value) for word in words)
 
 
 # -- identity -------------------------------------------------------------------------------------------------------
