@@ -1,18 +1,19 @@
-"""Captions -> text tokens: the small word-level encoder of the embedded default, trained together with the generator."""
+"""Captions -> text tokens: the small word-level encoder of the embedded default, trained with the generator."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iris.errors import SettingError
-from iris.generator import TextCondition
 from iris.layers import FeedForward, Linear, require_divisible, rms_normalise, split_heads
+from iris.text.base import TextCondition, TextEncoder
 
 PAD, START, UNKNOWN = 0, 1, 2
 _WORD = re.compile(r"[a-z0-9]+")
@@ -80,7 +81,7 @@ class TextLayer(nn.Module):
         return x + self.feed_forward(rms_normalise(x))
 
 
-class WordEncoder(nn.Module):
+class WordEncoder(TextEncoder):
     """Word and position vectors, then transformer layers: token numbers [B, L] -> TextCondition of width W."""
 
     def __init__(self, vocabulary: Vocabulary, width: int, layers: int = 1, heads: int = 4) -> None:
@@ -90,6 +91,13 @@ class WordEncoder(nn.Module):
         self.word, self.position = TokenTable(len(vocabulary), width), TokenTable(vocabulary.length, width)
         self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
 
+    @property
+    def length(self) -> int:
+        return self.vocabulary.length
+
+    def tokenise(self, captions: Sequence[str]) -> Tensor:
+        return self.vocabulary.encode(captions)
+
     def forward(self, numbers: Tensor) -> TextCondition:
         mask = numbers != PAD
         x = self.word(numbers) + self.position(torch.arange(numbers.shape[1], device=numbers.device))
@@ -97,3 +105,12 @@ class WordEncoder(nn.Module):
             x = layer(x, mask)
         counted = mask.unsqueeze(-1).to(x.dtype)
         return TextCondition(x, mask, (x * counted).sum(1) / counted.sum(1))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "words", "words": self.vocabulary.words, "length": self.length, "width": self.width,
+                "layers": len(self.layers), "heads": self.heads}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WordEncoder:
+        shape = {name: value for name, value in values.items() if name not in ("words", "length")}
+        return cls(Vocabulary(values["words"], values["length"]), **shape)
