@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iris.constants import cached_constant
 from iris.errors import SettingError
 
 MODULATION_SCALE = 1000.0  # times and loop positions in [0, 1] become the 0 … 1000 that sinusoids were made for
@@ -69,8 +69,8 @@ class RMSNorm(nn.Module):
 
 
 def rms_normalise(x: Tensor) -> Tensor:
-    """x divided by the root mean square of its last axis; computed in float32, returned in x's dtype."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
+    """x divided by the root mean square of its last axis; computed in float32 or wider, returned in x's dtype."""
+    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-6).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -88,6 +88,24 @@ class Modulation(nn.Module):
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         return self.linear(F.silu(condition)).chunk(self.parts, -1)
+
+
+class ModulationTable(nn.Module):
+    """A block's share of adaLN-single (PixArt, arXiv 2310.00426): the first ``parts`` vectors of a projection made once for
+    all blocks, plus a learned table. The table starts at zero, so that blocks start as the identity (PixArt's is random).
+    """
+
+    def __init__(self, dim: int, parts: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(parts, dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
+
+    def forward(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Shared projection [B, P D] with P >= parts -> ``parts`` vectors [B, D]."""
+        parts, dim = self.table.shape
+        return (projected[:, : parts * dim].unflatten(-1, (parts, dim)) + self.table).unbind(1)
 
 
 class ScalarEmbedding(nn.Module):
@@ -191,16 +209,15 @@ class LocalAttention(nn.Module):
         return x.permute(0, 2, 3, 1, 5, 6, 4).reshape(batch * rows * columns, heads, size * size, depth)
 
 
-@functools.lru_cache(maxsize=32)
+@cached_constant
 def _halo_mask(h: int, w: int, block: int, halo: int, device: torch.device) -> Tensor:
     """Which key each query sees, bool [h*w, h*w]: those of its block and ``halo`` tokens around."""
-    with torch.inference_mode(False):
-        row, column = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
-        seen = torch.ones(h * w, h * w, dtype=torch.bool)
-        for place in (row, column):
-            first = place // block * block - halo
-            seen &= (place >= first[:, None]) & (place < first[:, None] + block + 2 * halo)
-        return seen.to(device)
+    row, column = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+    seen = torch.ones(h * w, h * w, dtype=torch.bool)
+    for place in (row, column):
+        first = place // block * block - halo
+        seen &= (place >= first[:, None]) & (place < first[:, None] + block + 2 * halo)
+    return seen.to(device)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -219,16 +236,15 @@ def rotate(x: Tensor, h: int, w: int) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-@functools.lru_cache(maxsize=32)
+@cached_constant
 def _rotary(h: int, w: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if width % 4:
         raise SettingError(f"head width {width} must be a multiple of 4 for 2-D rotary positions")
-    with torch.inference_mode(False):
-        frequency = 100.0 ** (-torch.arange(width // 4, dtype=torch.float32) / (width // 4))
-        row = torch.arange(h).repeat_interleave(w)[:, None] * frequency
-        column = torch.arange(w).repeat(h)[:, None] * frequency
-        angle = torch.cat([row, column], -1)
-        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    frequency = 100.0 ** (-torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    row = torch.arange(h).repeat_interleave(w)[:, None] * frequency
+    column = torch.arange(w).repeat(h)[:, None] * frequency
+    angle = torch.cat([row, column], -1)
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def position_embedding(h: int, w: int, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -59,9 +59,14 @@ def _scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
         a, b = torch.nn.functional.pad(a, side), torch.nn.functional.pad(b, side)
     chunks = (length + missing) // chunk
     a, b = a.reshape(batch, chunks, chunk, width), b.reshape(batch, chunks, chunk, width)
-    inside = range(chunk - 1, -1, -1) if reverse else range(chunk)
-    across = range(chunks - 1, -1, -1) if reverse else range(chunks)
+    two_level = _two_level_traced if torch.compiler.is_compiling() else _two_level
+    state = two_level(a, b, reverse).reshape(batch, chunks * chunk, width)
+    return state[:, missing:] if reverse else state[:, :length]
 
+
+def _two_level(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    """States of [B, chunks, chunk, D]: within all chunks side by side, then end states from chunk to chunk, in place."""
+    inside, across = _orders(a, reverse)
     state, decay = torch.empty_like(b), torch.empty_like(a)
     previous = None
     for i in inside:
@@ -77,8 +82,36 @@ def _scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
         if previous is not None:
             state[:, k].addcmul_(decay[:, k], state[:, previous, last].unsqueeze(1))
         previous = k
-    state = state.reshape(batch, chunks * chunk, width)
-    return state[:, missing:] if reverse else state[:, :length]
+    return state
+
+
+def _two_level_traced(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    """The same without writing into tensors, which torch.compile and torch.export cannot follow."""
+    inside, across = _orders(a, reverse)
+    states: dict[int, Tensor] = {}
+    decays: dict[int, Tensor] = {}
+    previous = None
+    for i in inside:
+        a_i, b_i = a[:, :, i], b[:, :, i]
+        states[i] = b_i if previous is None else torch.addcmul(b_i, a_i, states[previous])
+        decays[i] = a_i if previous is None else a_i * decays[previous]
+        previous = i
+    state, decay = (torch.stack([part[i] for i in range(len(part))], 2) for part in (states, decays))
+    last, previous = previous, None
+    done: dict[int, Tensor] = {}
+    for k in across:
+        carried = None if previous is None else done[previous][:, last].unsqueeze(1)
+        done[k] = state[:, k] if carried is None else torch.addcmul(state[:, k], decay[:, k], carried)
+        previous = k
+    return torch.stack([done[k] for k in range(len(done))], 1)
+
+
+def _orders(a: Tensor, reverse: bool) -> tuple[range, range]:
+    """In which order tokens within a chunk, and chunks, are passed."""
+    chunks, chunk = a.shape[1:3]
+    if reverse:
+        return range(chunk - 1, -1, -1), range(chunks - 1, -1, -1)
+    return range(chunk), range(chunks)
 
 
 class _LinearScan(torch.autograd.Function):
