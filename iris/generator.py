@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iris.blocks import INJECTIONS, CodaBlock, ConvBlock, CoreLayer
+from iris.depth import Depth
 from iris.errors import SettingError
-from iris.layers import (
-    CrossAttention,
-    FeedForward,
-    Linear,
-    LocalAttention,
-    Modulation,
-    RMSNorm,
-    ScalarEmbedding,
-    ZeroLinear,
-    modulate,
-    position_embedding,
-    rms_normalise,
-)
-from iris.mixers import build_mixer
+from iris.layers import Linear, Modulation, RMSNorm, ScalarEmbedding, ZeroLinear, modulate, position_embedding, rms_normalise
+from iris.mixers import MixerOptions, build_mixer
+from iris.randomness import generator as addressed
+from iris.text.base import TextCondition
 
-
-class TextCondition(NamedTuple):
-    """An encoded caption batch: tokens [B, L, W], mask [B, L] (True where a token counts), pooled [B, W]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
+INITIAL_STD = math.sqrt(2 / 5)      # of depth.initial=noise, as Huginn's "like-init" (arXiv 2502.05171)
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What determines a generator's shape. ``mixer_width`` is the mixer's inner width (None: ``dim``)."""
+    """What determines a generator's shape. ``mixer_width`` is the mixer's inner width (None: ``dim``).
+
+    Raises:
+        SettingError: a size below one, a ``dim`` that heads do not divide, an unknown mixer.
+    """
 
     channels: int
     text_width: int
@@ -51,6 +42,8 @@ class GeneratorConfig:
     ffn_ratio: float
     mixer: str
     mixer_width: int | None = None
+    mixers: MixerOptions = field(default_factory=MixerOptions)
+    depth: Depth = field(default_factory=Depth)
 
     def __post_init__(self) -> None:
         for name in ("channels", "text_width", "dim", "heads", "prelude", "core", "coda", "iterations"):
@@ -58,101 +51,58 @@ class GeneratorConfig:
                 raise SettingError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.dim % (4 * self.heads):
             raise SettingError(f"model.dim={self.dim} must be a multiple of 4 * model.heads={4 * self.heads}")
+        if self.depth.training == "exits" and self.iterations < 2:
+            raise SettingError(f"depth.training=exits needs model.iterations >= 2, got {self.iterations}")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self)
 
-
-class ConvBlock(nn.Module):
-    """Prelude block: depthwise 3x3, pointwise network, adaLN-Zero; [B, h, w, D] and condition [B, D] -> [B, h, w, D]."""
-
-    def __init__(self, dim: int, ratio: float) -> None:
-        super().__init__()
-        self.modulation = Modulation(dim, 3)
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.feed_forward = FeedForward(dim, ratio)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(condition)
-        y = modulate(rms_normalise(x), shift, scale)
-        y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + gate[:, None, None] * self.feed_forward(y)
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GeneratorConfig:
+        """What ``to_dict`` gave; groups that are absent keep their defaults."""
+        groups = {"mixers": MixerOptions.from_dict(values.get("mixers", {})), "depth": Depth(**values.get("depth", {}))}
+        return cls(**(values | groups))
 
 
-class CoreLayer(nn.Module):
-    """Mixer, cross-attention to the text, feed-forward; each with its own adaLN-Zero shift, scale and gate."""
+class Evaluation(NamedTuple):
+    """What one evaluation gives: the velocity [B, C, h, w], velocities read out early, the core's last state [B, h, w, D]."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        self.modulation = Modulation(config.dim, 9)
-        self.mixer = build_mixer(config.mixer, config.dim, width=config.mixer_width, heads=config.heads)
-        self.cross = CrossAttention(config.dim, config.text_width, config.heads)
-        self.feed_forward = FeedForward(config.dim, config.ffn_ratio)
-
-    def forward(self, x: Tensor, condition: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        parts = [part for part in self.modulation(condition)]
-        for (shift, scale, gate), part in zip(
-            (parts[0:3], parts[3:6], parts[6:9]),
-            (self.mixer, lambda y: self.cross(y, text, mask), self.feed_forward),
-            strict=True,
-        ):
-            x = x + gate[:, None, None] * part(modulate(rms_normalise(x), shift, scale))
-        return x
-
-
-class CodaBlock(nn.Module):
-    """Local attention and feed-forward with adaLN-Zero."""
-
-    def __init__(self, dim: int, heads: int, ratio: float) -> None:
-        super().__init__()
-        self.modulation = Modulation(dim, 6)
-        self.attention = LocalAttention(dim, heads)
-        self.feed_forward = FeedForward(dim, ratio)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.modulation(condition)
-        x = x + gate[:, None, None] * self.attention(modulate(rms_normalise(x), shift, scale))
-        return x + gate_ff[:, None, None] * self.feed_forward(modulate(rms_normalise(x), shift_ff, scale_ff))
-
-
-class Injection(nn.Module):
-    """Linear 2D -> D on (state, input) at every pass, so that the input is never forgotten (Huginn, arXiv 2502.05171).
-
-    It starts as the mean of the two: with all gates at zero the loop then leaves its input as it is.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim, 2 * dim))
-
-    def reset_parameters(self) -> None:
-        identity = torch.eye(self.weight.shape[0])
-        with torch.no_grad():
-            self.weight.copy_(torch.cat([identity, identity], 1) / 2)
-
-    def forward(self, state: Tensor, given: Tensor) -> Tensor:
-        return F.linear(torch.cat([state, given], -1), self.weight)
+    velocity: Tensor
+    early: tuple[Tensor, ...]
+    state: Tensor
 
 
 class Generator(nn.Module):
     """Predicts the flow's velocity: z_t [B, C, h, w], t [B] and text -> v [B, C, h, w], for any h x w.
 
-    The core is passed ``iterations`` times with the same weights; its modulation also sees how far the loop is (k / r),
-    which stays in range for an r unseen in training. Text keys and values are made once for all passes.
+    The core is passed ``iterations`` times with the same weights; its modulation also sees how far the loop is, as a
+    fraction, which stays in range for a number of passes unseen in training. Text keys and values are made once for all
+    passes. With ``depth.share`` false each pass has layers of its own.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.dim
+        dim, depth = config.dim, config.depth
         self.input = Linear(config.channels, dim)
-        self.time, self.iteration = ScalarEmbedding(dim), ScalarEmbedding(dim)
+        self.time = ScalarEmbedding(dim)
+        self.iteration = ScalarEmbedding(dim) if depth.conditioning != "time" else None
+        self.projection = ZeroLinear(dim, 9 * dim) if depth.conditioning == "single" else None
         self.text_norm, self.text_pooled = RMSNorm(config.text_width), Linear(config.text_width, dim)
-        self.prelude = nn.ModuleList(ConvBlock(dim, config.ffn_ratio) for _ in range(config.prelude))
-        self.injection = Injection(dim)
-        self.core = nn.ModuleList(CoreLayer(config) for _ in range(config.core))
-        self.coda = nn.ModuleList(CodaBlock(dim, config.heads, config.ffn_ratio) for _ in range(config.coda))
+        self.prelude = nn.ModuleList(
+            ConvBlock(dim, config.ffn_ratio, depth.conditioning) for _ in range(config.prelude))
+        self.injection = INJECTIONS[depth.injection](dim)
+        self.carried = ZeroLinear(dim, dim) if depth.carry else None
+        self.core = nn.ModuleList(
+            CoreLayer(
+                build_mixer(config.mixer, dim, config.mixer_width, config.heads, config.mixers), dim, config.text_width,
+                config.heads, config.ffn_ratio, depth.conditioning, depth.norm,
+            )
+            for _ in range(config.core * (1 if depth.share else config.iterations))
+        )
+        self.coda = nn.ModuleList(
+            CodaBlock(dim, config.heads, config.ffn_ratio, depth.conditioning) for _ in range(config.coda))
         self.final_modulation = Modulation(dim, 2)
         self.output = ZeroLinear(dim, config.channels)
 
@@ -162,66 +112,102 @@ class Generator(nn.Module):
         Raises:
             SettingError: iterations < 1, or a latent or text of another width than the generator was made for.
         """
-        iterations = self._check(z, text, iterations)
+        return self.evaluate(z, t, text, iterations).velocity
+
+    def evaluate(
+        self, z: Tensor, t: Tensor, text: TextCondition, iterations: int | None = None, *, carried: Tensor | None = None,
+        backprop: int | None = None, exits: Sequence[int] = (), draws: torch.Generator | None = None,
+    ) -> Evaluation:
+        """Like ``forward``, with what training and sampling with a carried state need.
+
+        Args:
+            z, t, text, iterations: latents [B, C, h, w], times [B], the text, passes through the core.
+            carried: the ``state`` of the evaluation before, for depth.carry (None: start anew).
+            backprop: gradient flows through the last so many passes (None: all).
+            exits: passes after which the velocity is also read out.
+            draws: gives the noise of depth.initial=noise; None: one fixed map, the same for every image.
+
+        Raises:
+            SettingError: as ``forward``; an exit outside the loop; a carried state that the generator has no use for.
+        """
+        iterations = self._check(z, text, iterations, carried, exits)
+        text = TextCondition(text.tokens.to(self.input.weight.dtype), text.mask, text.pooled.to(self.input.weight.dtype))
         condition = self.time(t) + self.text_pooled(rms_normalise(text.pooled))
+        signal = self._signal(condition)
         x = self.input(z.permute(0, 2, 3, 1))
         x = x + position_embedding(x.shape[1], x.shape[2], x.shape[3], x.device, x.dtype)
         for block in self.prelude:
-            x = block(x, condition)
-        x = self.loop(x, condition, text, iterations)
-        for block in self.coda:
-            x = block(x, condition)
-        shift, scale = self.final_modulation(condition)
-        return self.output(modulate(rms_normalise(x), shift, scale)).permute(0, 3, 1, 2)
+            x = block(x, signal)
+        state = self._initial(x, draws)
+        if carried is not None:
+            state = state + self.carried(rms_normalise(carried))
+        state, left = self.loop(state, x, condition, text, iterations, backprop, exits)
+        return Evaluation(self._read(state, condition, signal), tuple(self._read(s, condition, signal) for s in left), state)
 
-    def loop(self, given: Tensor, condition: Tensor, text: TextCondition, iterations: int) -> Tensor:
-        """The core passed ``iterations`` times over ``given`` [B, h, w, D], starting from it."""
+    def loop(
+        self, state: Tensor, given: Tensor, condition: Tensor, text: TextCondition, iterations: int,
+        backprop: int | None = None, exits: Sequence[int] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The core passed ``iterations`` times: the last state, and those after the passes in ``exits``."""
         tokens = self.text_norm(text.tokens)
         prepared = [layer.cross.prepare(tokens) for layer in self.core]
-        progress = torch.arange(1, iterations + 1, device=given.device) / iterations
-        embedded = self.iteration(progress).to(given.dtype)
-        state = given
+        signals = self._pass_signals(condition, iterations)
+        left: dict[int, Tensor] = {}
         for k in range(iterations):
-            state = self.injection(state, given)
-            for layer, key_value in zip(self.core, prepared, strict=True):
-                state = layer(state, condition + embedded[k], key_value, text.mask)
-        return state
+            without = backprop is not None and k < iterations - backprop
+            with torch.no_grad() if without else nullcontext():
+                state = self.injection(state, given)
+                first = 0 if self.config.depth.share else k * self.config.core
+                for i in range(first, first + self.config.core):
+                    state = self.core[i](state, signals[k], prepared[i], text.mask)
+            left[k + 1] = state
+        return state, [left[k] for k in exits]
 
-    def _check(self, z: Tensor, text: TextCondition, iterations: int | None) -> int:
+    def _pass_signals(self, condition: Tensor, iterations: int) -> list[Tensor]:
+        """What the core's modulation reads at each pass."""
+        if self.iteration is None:
+            return [condition] * iterations
+        # An early exit must see what a loop that ends there would see: then progress counts in trained passes.
+        whole = max(iterations, self.config.iterations) if self.config.depth.training == "exits" else iterations
+        progress = torch.arange(1, iterations + 1, device=condition.device) / whole
+        embedded = self.iteration(progress).to(condition.dtype)
+        return [self._signal(condition + embedded[k]) for k in range(iterations)]
+
+    def _signal(self, condition: Tensor) -> Tensor:
+        return condition if self.projection is None else self.projection(F.silu(condition))
+
+    def _initial(self, given: Tensor, draws: torch.Generator | None) -> Tensor:
+        kind = self.config.depth.initial
+        if kind == "input":
+            return given
+        if kind == "zero":
+            return torch.zeros_like(given)
+        shape = given.shape if draws is not None else (1, *given.shape[1:])
+        noise = torch.randn(shape, generator=draws or addressed("initial state", *shape)) * INITIAL_STD
+        return noise.to(given).expand_as(given)
+
+    def _read(self, state: Tensor, condition: Tensor, signal: Tensor) -> Tensor:
+        """Coda and output: a core state [B, h, w, D] -> velocity [B, C, h, w]."""
+        for block in self.coda:
+            state = block(state, signal)
+        shift, scale = self.final_modulation(condition)
+        return self.output(modulate(rms_normalise(state), shift, scale)).permute(0, 3, 1, 2)
+
+    def _check(
+        self, z: Tensor, text: TextCondition, iterations: int | None, carried: Tensor | None, exits: Sequence[int]
+    ) -> int:
         config = self.config
         iterations = config.iterations if iterations is None else iterations
         if iterations < 1:
             raise SettingError(f"iterations={iterations} must be at least 1")
+        if not config.depth.share and iterations != config.iterations:
+            raise SettingError(f"iterations={iterations} must be model.iterations={config.iterations} with depth.share=false")
         if z.dim() != 4 or z.shape[1] != config.channels:
             raise SettingError(f"latent must be [B, {config.channels}, h, w], got {tuple(z.shape)}")
         if text.tokens.shape[-1] != config.text_width:
             raise SettingError(f"text tokens must be {config.text_width} wide, got {text.tokens.shape[-1]}")
+        if any(not 1 <= k <= iterations for k in exits):
+            raise SettingError(f"exits={list(exits)} must lie in 1 … iterations={iterations}")
+        if carried is not None and self.carried is None:
+            raise SettingError("a carried state needs depth.carry=true")
         return iterations
-
-
-@contextmanager
-def record_gates(generator: Generator, iterations: int) -> Iterator[list[dict[str, Any]]]:
-    """Collects the mean weight of each GRFM pathway at every pass of the core.
-
-    Yields a list filled, one entry a core layer, with {"layer": i, "iterations": [{"iteration": k, "fourier": …}, …]}
-    averaged over all generator evaluations made inside the context; empty when the mixer has no gates.
-    """
-    layers: list[dict[str, Any]] = []
-    seen: list[list[dict[str, float]]] = []
-    gated = [layer.mixer for layer in generator.core if hasattr(layer.mixer, "observe")]
-    for mixer in gated:
-        seen.append([])
-        mixer.observe = seen[-1].append
-    try:
-        yield layers
-    finally:
-        for mixer in gated:
-            mixer.observe = None
-    for index, values in enumerate(seen):
-        passes = [values[k::iterations] for k in range(iterations)]
-        rows = [
-            {"iteration": k + 1} | {name: sum(v[name] for v in group) / len(group) for name in group[0]}
-            for k, group in enumerate(passes)
-            if group
-        ]
-        layers.append({"layer": index, "iterations": rows})

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from iris.generator import Generator, GeneratorConfig, TextCondition
+from iris.generator import Generator, GeneratorConfig
 from iris.layers import ZeroLinear
 from iris.randomness import initialise
-from iris.text import Vocabulary, WordEncoder
+from iris.text import TextCondition, Vocabulary, WordEncoder
 from iris.training.tasks import TextToLatent
 
 CHANNELS, TEXT_WIDTH, DIM = 3, 12, 16
