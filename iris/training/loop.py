@@ -63,9 +63,9 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
     """
     folder.mkdir(parents=True, exist_ok=True)
     module = task.module.train()
-    parameters = list(module.parameters())
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}     # not a frozen text encoder's
     optimisers = Optimisers(module, settings.optimiser)
-    average = {name: p.detach().clone() for name, p in module.named_parameters()}
+    average = {name: p.detach().clone() for name, p in trained.items()}
     first = _resume(folder, module, optimisers, average)
     module.zero_grad(set_to_none=True)
     saved = logged = time.monotonic()
@@ -76,7 +76,7 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
             rate = learning_rate_at(step, settings.steps, settings.optimiser)
             loss, extra = task.loss(step)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, settings.optimiser.clip)
+            norm = nn.utils.clip_grad_norm_(list(trained.values()), settings.optimiser.clip)
             if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
                 raise NonFiniteLoss(
                     f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}. Likely settings: "
@@ -84,7 +84,7 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
                     f"train.optimiser={settings.optimiser.name}"
                 )
             optimisers.step(rate)
-            _update_average(average, module, settings.ema, step)
+            _update_average(average, trained, settings.ema, step)
             since += task.batch
 
             done = step + 1
@@ -102,17 +102,16 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
                 saved = time.monotonic()
 
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, parameter in trained.items():
             parameter.copy_(average[name])
     return module.eval()
 
 
 @torch.no_grad()
-def _update_average(average: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
+def _update_average(average: dict[str, Tensor], trained: dict[str, nn.Parameter], decay: float, step: int) -> None:
     """Exponential moving average whose horizon grows with the run, so that a short run is not dominated by its start."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    live = [p for _, p in module.named_parameters()]
-    torch._foreach_lerp_(list(average.values()), live, weight)
+    torch._foreach_lerp_(list(average.values()), list(trained.values()), weight)
 
 
 def _save(folder: Path, module: nn.Module, optimisers: Optimisers, average: dict[str, Tensor], step: int) -> None:

@@ -87,5 +87,5 @@ def _split(module: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.P
     matrices = {
         id(part.weight) for part in module.modules() if muon and isinstance(part, nn.Linear)
     }
-    everything: Iterable[nn.Parameter] = list(module.parameters())
+    everything: Iterable[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
     return [p for p in everything if id(p) in matrices], [p for p in everything if id(p) not in matrices]

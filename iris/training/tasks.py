@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iris.flow import interpolate, logit_normal_times, velocity_loss
+from iris.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
 from iris.generator import Generator
 from iris.latents.wavelet_vae import WaveletVAE, vae_loss
 from iris.randomness import generator
-from iris.text import WordEncoder
+from iris.text import TextEncoder
+from iris.training.depth import check_depth, depth_loss, evaluate
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class VAETask:
 class TextToLatent(nn.Module):
     """The text encoder and the generator that is trained with it."""
 
-    def __init__(self, text: WordEncoder, model: Generator) -> None:
+    def __init__(self, text: TextEncoder, model: Generator) -> None:
         super().__init__()
         self.text, self.generator = text, model
 
@@ -65,6 +66,11 @@ class FlowTask:
     """Train the flow on standardised latents [N, C, h, w] and captions as token numbers [N, L].
 
     With probability ``caption_dropout`` a caption is replaced by ``null`` [L], so that guidance has its unconditional half.
+    The passes through the core are those of the generator's depth.* (``iris.training.depth``). ``steps`` is how many
+    steps the run has, which depth.training=exits needs.
+
+    Raises:
+        SettingError: an unknown loss weight, or depth.* cannot be trained so.
     """
 
     module: TextToLatent
@@ -74,19 +80,29 @@ class FlowTask:
     batch: int
     seed: int
     caption_dropout: float
-    time_mean: float
-    time_std: float
     loss_weight: str
+    times: TimeSampling = TimeSampling()
+    min_snr_gamma: float = 5.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_weight(self.loss_weight, self.min_snr_gamma)
+        check_depth(self.module.generator.config, self.steps)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = batch_indices(len(self.latents), self.batch, self.seed, step)
         clean, captions = self.latents[chosen], self.captions[chosen]
         dropped = torch.rand(self.batch, generator=generator(self.seed, "dropout", step)) < self.caption_dropout
         captions = torch.where(dropped[:, None], self.null, captions)
-        t = logit_normal_times(self.batch, generator(self.seed, "time", step), self.time_mean, self.time_std)
+        t = self.times.draw(self.batch, generator(self.seed, "time", step))
         noise = torch.randn(clean.shape, generator=generator(self.seed, "noise", step))
-        predicted = self.module(interpolate(clean, noise, t), t, captions)
-        return velocity_loss(predicted, clean, noise, t, self.loss_weight), {}
+        text = self.module.text(captions)
+        evaluation = evaluate(self.module.generator, interpolate(clean, noise, t), t, text, self.seed, step)
+
+        def error(predicted: Tensor, target: Tensor) -> Tensor:
+            return weighted_error(predicted, target, t, self.loss_weight, self.min_snr_gamma)
+
+        return depth_loss(evaluation, noise - clean, error, step, self.steps)
 
 
 @torch.no_grad()
@@ -99,7 +115,7 @@ def validation_loss(task: FlowTask, batches: int = 8) -> float:
     for step in range(min(batches, max(1, len(task.latents) // task.batch))):
         part = slice(step * task.batch, (step + 1) * task.batch)
         clean = task.latents[part]
-        t = logit_normal_times(len(clean), generator(task.seed, "validation time", step))
+        t = TimeSampling().draw(len(clean), generator(task.seed, "validation time", step))
         noise = torch.randn(clean.shape, generator=generator(task.seed, "validation noise", step))
         predicted = task.module(interpolate(clean, noise, t), t, task.captions[part])
         total += velocity_loss(predicted, clean, noise, t).item() * len(clean)

@@ -26,7 +26,7 @@ def flow_task(**changes):
     model = small_model()
     latents = torch.randn(4, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
     encode = model.text.vocabulary.encode
-    settings = {"batch": 3, "seed": 0, "caption_dropout": 0.1, "time_mean": 0.0, "time_std": 1.0, "loss_weight": "none"}
+    settings = {"batch": 3, "seed": 0, "caption_dropout": 0.1, "loss_weight": "none"}
     return FlowTask(model, latents, encode(CAPTIONS), encode([""])[0], **(settings | changes))
 
 
