@@ -1,1 +1,42 @@
-"""IRIS: Iterative Recurrent Image Synthesis."""
+"""IRIS: Iterative Recurrent Image Synthesis.
+
+    from iris import IrisPipeline, create_iris_small
+
+What is named here is imported when it is first asked for, so that ``import iris`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iris.ledger import memory_ledger
+    from iris.pipeline import IrisPipeline
+    from iris.presets import IrisModel, create_iris_base, create_iris_small, create_iris_tiny
+    from iris.sampling import SamplingSettings
+
+_PLACES = {
+    "IrisModel": "iris.presets",
+    "IrisPipeline": "iris.pipeline",
+    "SamplingSettings": "iris.sampling",
+    "create_iris_base": "iris.presets",
+    "create_iris_small": "iris.presets",
+    "create_iris_tiny": "iris.presets",
+    "memory_ledger": "iris.ledger",
+}
+
+__all__ = [
+    "IrisModel", "IrisPipeline", "SamplingSettings", "create_iris_base", "create_iris_small", "create_iris_tiny",
+    "memory_ledger",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'iris' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
