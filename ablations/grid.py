@@ -14,9 +14,12 @@ from typing import Any
 from ablations.settings import TRIAL_GROUPS, Settings, build, flatten, suggestion
 from ablations.verdict import EXPECTATIONS, fraction
 from iris.errors import SettingError
+from iris.latents import LATENTS, latent_options
+from iris.mixers import OPTION_GROUPS, is_resizable, option_groups, source_digest
 
 # Raised when a change of code changes what the same settings give, so that old results are not taken for new ones.
 RESULTS_VERSION = 1
+LATENT_TRAINING = ("steps", "batch", "learning_rate", "kl_weight", "detail_weight", "seed")
 TOLERANCE = 0.01        # relative difference in parameters or FLOPs that `match` accepts
 
 
@@ -147,6 +150,9 @@ def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], floa
 
 
 def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]], float]) -> Arm:
+    if not is_resizable(arm.settings["model"]["mixer"]):
+        error = cost(arm.settings) / target - 1
+        return replace(arm, matched=f"has no size to change: {error:+.2%} {what}")
     heads = arm.settings["model"]["heads"]
     width, error = _closest(arm, 4 * heads, target, cost)
     if abs(error) > TOLERANCE and arm.settings["model"]["mixer"] != "attention":    # whose heads must be multiples of 4 wide
@@ -197,12 +203,27 @@ def trials_of(arms: list[Arm], seeds: list[int], facts: dict[str, dict[str, str]
 
 def key_of(settings: dict[str, Any], seed: int, facts: dict[str, str]) -> str:
     """12 hex digits of what determines a trial's result, and nothing of how it is run."""
-    used = {group: settings[group] for group in TRIAL_GROUPS}
+    mixer = settings["model"]["mixer"]
+    unread = set(OPTION_GROUPS) - set(option_groups(mixer))
+    used = {group: settings[group] for group in TRIAL_GROUPS if group not in unread}
     used["data"] = {k: v for k, v in used["data"].items() if k != "path"} | {"fingerprint": facts["data"]}
     # How often a checkpoint is written and a clock is read changes no result.
     used["train"] = {k: v for k, v in used["train"].items() if k != "checkpoint_seconds"}
     used["measure"] = {k: v for k, v in used["measure"].items() if not k.startswith("latency_")}
-    return digest({"version": RESULTS_VERSION, "seed": seed, "judge_sha256": facts["judge"], **used})
+    used["latent"] = {k: v for k, v in used_latent(used["latent"]).items() if k not in ("source", "subfolder")}
+    used["model"] = {k: v for k, v in used["model"].items() if k != "text_source"}
+    parts = {k: v for k, v in facts.items() if k not in ("data", "judge")}
+    code = {"mixer_code": source_digest(mixer)} if ":" in mixer else {}
+    return digest({"version": RESULTS_VERSION, "seed": seed, "judge_sha256": facts["judge"], **code, "pretrained": parts, **used})
+
+
+def used_latent(latent: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a latent of this name depends on: its constructor's, and how it is trained if it is."""
+    name = latent["name"]
+    shape = latent_options(name)
+    if LATENTS[name].trained:
+        return {key: value for key, value in latent.items() if key in ("name", *shape, *LATENT_TRAINING)}
+    return {key: latent[key] for key in ("name", *shape)}
 
 
 def digest(value: Any) -> str:

@@ -14,17 +14,29 @@ from typing import Any
 import torch
 
 from ablations.grid import Arm, Trial, expand, match_arms, trials_of
+from ablations.model import (
+    build_model,
+    build_text,
+    generator_config,
+    latent_sizes,
+    part_facts,
+    sampling_of,
+    text_width,
+    times_of,
+)
 from ablations.settings import Settings
-from ablations.stages import LATENT_OPTIONS, Stages
+from ablations.stages import Stages
 from eval.judges import describe
 from iris import data
 from iris.errors import SettingError
-from iris.generator import Generator, GeneratorConfig
-from iris.latents import build_latent
+from iris.generator import Generator
 from iris.mixers import check_mixer
-from iris.text import Vocabulary, WordEncoder
+from iris.text import TextEncoder, Vocabulary, WordEncoder
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
+
+
+EXAMPLE = "a large red circle in the centre on a white background"
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Plan:
 
     arms: list[Arm]
     trials: list[Trial]
-    facts: dict[str, dict[str, str]]        # arm -> data fingerprint, judge sha256
+    facts: dict[str, dict[str, str]]        # arm -> data fingerprint, judge sha256, those of pretrained parts
     judge: dict[str, Any]
     threads: int
     runs: Path
@@ -64,7 +76,8 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
         _check_arm(arm)
     arms = match_arms(arms, settings.grid.match, parameters if settings.grid.match == "params" else flops)
     judge = describe(settings.judge.name)
-    facts = {arm.name: {"data": _fingerprint(arm.settings["data"]), "judge": judge["sha256"]} for arm in arms}
+    facts = {arm.name: {"data": _fingerprint(arm.settings["data"]), "judge": judge["sha256"], **part_facts(arm.settings)}
+             for arm in arms}
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
     return Plan(arms, trials_of(arms, settings.seeds, facts), facts, judge, threads, Path(settings.runs_dir).absolute())
 
@@ -74,14 +87,15 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 
 
 def _check_arm(arm: Arm) -> None:
-    size, latent = arm.settings["data"]["size"], _latent(arm.settings)
-    if size % latent.factor:
-        raise SettingError(f"{arm.name}: data.size={size} must be a multiple of {latent.factor}, the latent's factor "
-                           "(2 ^ (latent.levels + latent.stages))")
+    size, (_, factor) = arm.settings["data"]["size"], latent_sizes(arm.settings)
+    if size % factor:
+        raise SettingError(f"{arm.name}: data.size={size} must be a multiple of {factor}, the factor of latent "
+                           f"{arm.settings['latent']['name']} (latent.patch, or 2 ^ (latent.levels + latent.stages))")
     _check_counts(arm)
     parameters(arm.settings)
-    with torch.device("meta"):
-        WordEncoder(Vocabulary(["word"], 2), arm.settings["model"]["text_width"])
+    times_of(arm.settings)
+    sampling_of(arm.settings)
+    _check_passes(arm)
 
 
 def _check_counts(arm: Arm) -> None:
@@ -93,20 +107,20 @@ def _check_counts(arm: Arm) -> None:
                                "the captions that there are")
 
 
-def _latent(settings: dict[str, Any]) -> Any:
-    chosen = settings["latent"]
-    return build_latent(chosen["name"], **{name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]})
-
-
-def _config(settings: dict[str, Any]) -> GeneratorConfig:
-    shape = {k: v for k, v in settings["model"].items() if k not in ("text_length", "text_layers")}
-    return GeneratorConfig(channels=_latent(settings).channels, **shape)
+def _check_passes(arm: Arm) -> None:
+    """Further numbers of passes to measure at must be ones that the generator can run."""
+    given, trained = arm.settings["measure"]["iterations"], arm.settings["model"]["iterations"]
+    if any(not isinstance(r, int) or isinstance(r, bool) or r < 1 for r in given) or len(set(given)) != len(given):
+        raise SettingError(f"measure.iterations={given} must be a list of different integers of at least 1, such as [1,2,4,8]")
+    if not arm.settings["depth"]["share"] and any(r != trained for r in given):
+        raise SettingError(f"{arm.name}: measure.iterations={given} must be empty with depth.share=false, whose layers run once each")
 
 
 def parameters(settings: dict[str, Any]) -> float:
     """Generator parameters of trial settings."""
     with torch.device("meta"):
-        return sum(p.numel() for p in Generator(_config(settings)).parameters())
+        config = generator_config(settings, latent_sizes(settings)[0], text_width(settings))
+        return sum(p.numel() for p in Generator(config).parameters())
 
 
 def flops(settings: dict[str, Any]) -> float:
@@ -120,15 +134,20 @@ def flops(settings: dict[str, Any]) -> float:
 
 def _example(settings: dict[str, Any], batch: int) -> FlowTask:
     """A training task of the right shapes on random data."""
-    from ablations.trial import build_model
+    channels, factor = latent_sizes(settings)
+    side = settings["data"]["size"] // factor
+    text = _example_text(settings)
+    model = build_model(settings | {"seed": 0}, channels, text)
+    captions = text.tokenise([EXAMPLE] * batch)
+    return FlowTask(model, torch.randn(batch, channels, side, side), captions, text.tokenise([""])[0], batch, 0, 0.1, "none",
+                    steps=settings["train"]["steps"])
 
-    latent = _latent(settings)
-    side = settings["data"]["size"] // latent.factor
-    vocabulary = Vocabulary([f"word{i}" for i in range(50)], settings["model"]["text_length"])
-    model = build_model(settings | {"seed": 0}, latent.channels, vocabulary)
-    captions = vocabulary.encode([" ".join(vocabulary.words[:12])] * batch)
-    return FlowTask(model, torch.randn(batch, latent.channels, side, side), captions, vocabulary.encode([""])[0], batch, 0,
-                    0.1, 0.0, 1.0, "none")
+
+def _example_text(settings: dict[str, Any]) -> TextEncoder:
+    """A text encoder of the right width; a frozen one is stood for by a small one, since its embeddings are made beforehand."""
+    if settings["model"]["text"] == "clip":
+        return WordEncoder(Vocabulary.from_captions([EXAMPLE], 77), text_width(settings), 0, heads=1)
+    return build_text(settings, [EXAMPLE])
 
 
 def step_seconds(settings: dict[str, Any], steps: int = 3) -> float:

@@ -10,7 +10,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from iris.depth import Depth
 from iris.errors import SettingError
+from iris.mixers import OPTION_GROUPS, AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
 
 
 def number(low: float, high: float | None = None, above: bool = False) -> Any:
@@ -57,12 +59,17 @@ class Data:
 class Latent:
     """The latent space (conf/latent); a latent ignores what it has no use for."""
 
-    name: str = one_of("haar", "wavelet_vae")
+    name: str = one_of("pixel", "haar", "wavelet_vae", "conv_vae", "pretrained")
+    patch: int = number(1)
     levels: int = number(1, 6)
     stages: int = number(0, 6)
     channels: int = number(1)
     width: int = number(8)
     blocks: int = number(1)
+    front: str = one_of("conv", "unshuffle")
+    decoder: str = one_of("standard", "phone")
+    source: str | None
+    subfolder: str | None
     steps: int = number(1)
     batch: int = number(1)
     learning_rate: float = number(0, above=True)
@@ -84,6 +91,8 @@ class Model:
     coda: int = number(1)
     iterations: int = number(1)
     ffn_ratio: float = number(0, above=True)
+    text: str = one_of("words", "labels", "clip")
+    text_source: str | None
     text_width: int = number(4)
     text_length: int = number(2)
     text_layers: int = number(0)
@@ -103,9 +112,13 @@ class Train:
     clip: float = number(0, above=True)
     ema: float = number(0, 1)
     caption_dropout: float = number(0, 1)
+    time: str = one_of("logit_normal", "uniform", "mode")
     time_mean: float
     time_std: float = number(0, above=True)
-    loss_weight: str = one_of("none", "odds")
+    time_scale: float
+    time_shift: float = number(0, above=True)
+    loss_weight: str = one_of("none", "odds", "min_snr")
+    min_snr_gamma: float = number(0, above=True)
     checkpoint_seconds: float = number(0)
 
 
@@ -113,9 +126,12 @@ class Train:
 class Sample:
     """How images are made (conf/sample). guidance 1 means none."""
 
-    sampler: str = one_of("euler", "heun", "midpoint")
+    sampler: str = one_of("euler", "heun", "midpoint", "stochastic")
     steps: int = number(1)
     guidance: float = number(0)
+    guidance_start: float = number(0, 1)
+    guidance_end: float = number(0, 1)
+    guidance_rescale: float = number(0, 1)
     shift: float = number(0, above=True)
 
 
@@ -132,6 +148,7 @@ class Measure:
 
     samples: int = number(4)
     heldout_samples: int = number(0)
+    iterations: list
     latency_rounds: int = number(2)
     latency_warmup: int = number(0)
 
@@ -159,6 +176,12 @@ class Settings:
     data: Data
     latent: Latent
     model: Model
+    depth: Depth
+    fourier: FourierOptions
+    recurrence: RecurrenceOptions
+    spatial: SpatialOptions
+    fusion: FusionOptions
+    attention: AttentionOptions
     train: Train
     sample: Sample
     judge: Judge
@@ -171,8 +194,11 @@ class Settings:
     dry_run: bool
 
 
+# The settings of `model` that describe its text encoder.
+MODEL_TEXT = ("text", "text_source", "text_width", "text_length", "text_layers")
+
 # What a trial's result depends on; the rest says where and how it runs.
-TRIAL_GROUPS = ("data", "latent", "model", "train", "sample", "judge", "measure")
+TRIAL_GROUPS = ("data", "latent", "model", "depth", *OPTION_GROUPS, "train", "sample", "judge", "measure")
 
 
 def build(kind: type, values: dict[str, Any], where: str = "") -> Any:

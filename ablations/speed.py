@@ -47,7 +47,5 @@ def measure_speed(trials: Sequence[Trial], runs: Path, threads: int, machine: st
 
 
 def _loader(trial: Trial, runs: Path) -> Loader:
-    sample = trial.settings["sample"]
     return Loader("iris.pipeline:load_for_measuring", {
-        "folder": os.path.abspath(runs / "trials" / trial.key / "model"), "steps": sample["steps"],
-        "sampler": sample["sampler"], "guidance": sample["guidance"], "shift": sample["shift"]})
+        "folder": os.path.abspath(runs / "trials" / trial.key / "model"), **trial.settings["sample"]})

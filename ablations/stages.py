@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablations.grid import digest
+from ablations.grid import digest, used_latent
+from ablations.model import build_latent_of, build_text, latent_shape
 from ablations.progress import Status, read_json
 from eval.judges import Judge, load_judge
 from iris import data as sources
-from iris.latents import Latent, build_latent
+from iris.latents import Latent
 from iris.latents.wavelet_vae import psnr
 from iris.randomness import initialise
+from iris.text import EmbeddedText, TextEncoder, embed_captions
 from iris.training.checkpoint import load_tensors, save_tensors
 from iris.training.files import write_json
 from iris.training.loop import LoopSettings, fit
@@ -33,7 +35,6 @@ from iris.training.optimiser import OptimiserSettings
 from iris.training.tasks import VAETask, to_images
 
 RESULT = "result.json"
-LATENT_OPTIONS = {"haar": ("levels",), "wavelet_vae": ("levels", "stages", "channels", "width", "blocks")}
 
 
 @contextmanager
@@ -49,11 +50,13 @@ class Stages:
     """The stages of one trial's settings, under ``runs_dir``/stages."""
 
     def __init__(self, settings: dict[str, Any], facts: dict[str, str], runs: Path) -> None:
-        """``facts``: {"data": fingerprint, "judge": sha256}."""
+        """``facts``: {"data": fingerprint, "judge": sha256}, and "text", "latent" of pretrained parts."""
         data = settings["data"]
         self.settings, self.root = settings, runs / "stages"
         self.data_key = "data-" + digest([facts["data"], data["size"], data["max_bad"]])
-        self.latent_key = "latent-" + digest([self.data_key, _used_latent(settings["latent"])])
+        latent = used_latent(settings["latent"]) | ({"source": facts["latent"]} if "latent" in facts else {})
+        self.latent_key = "latent-" + digest([self.data_key, latent])
+        self.text_key = "text-" + digest([self.data_key, facts["text"]]) if "text" in facts else None
         self.reference_key = "reference-" + digest([self.data_key, facts["judge"]])
 
     def folder(self, key: str) -> Path:
@@ -64,7 +67,8 @@ class Stages:
     def keys(self) -> dict[str, str]:
         """Key -> name for people, in the order in which they are made."""
         latent = self.settings["latent"]["name"]
-        return {self.data_key: f"data {self.settings['data']['name']}", self.latent_key: f"latent {latent}",
+        text = {self.text_key: f"text {self.settings['model']['text']}"} if self.text_key else {}
+        return {self.data_key: f"data {self.settings['data']['name']}", self.latent_key: f"latent {latent}", **text,
                 self.reference_key: f"reference, judge {self.settings['judge']['name']}"}
 
     def done(self, key: str) -> bool:
@@ -75,6 +79,8 @@ class Stages:
         """Make every stage that is not finished."""
         self._once(self.data_key, self._make_data)
         self._once(self.latent_key, self._make_latent)
+        if self.text_key:
+            self._once(self.text_key, self._make_text)
         self._once(self.reference_key, self._make_reference)
 
     def pixels(self, split: str) -> np.ndarray:
@@ -96,11 +102,15 @@ class Stages:
 
     def latent(self) -> tuple[Latent, dict[str, Any]]:
         """The trained latent and the options it was built with."""
-        chosen = self.settings["latent"]
-        options = {name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]}
-        latent = build_latent(chosen["name"], **options)
+        latent, options = build_latent_of(self.settings), latent_shape(self.settings)
         latent.load_state_dict(load_tensors(self.folder(self.latent_key) / "latent.safetensors")[0])
         return latent.eval(), options
+
+    def text(self) -> TextEncoder:
+        """The trial's text encoder: made from the training captions, or the embeddings of a frozen one."""
+        if self.text_key:
+            return EmbeddedText(self.folder(self.text_key) / read_json(self.folder(self.text_key) / RESULT)["embedded"])
+        return build_text(self.settings, self.described("train")["captions"])
 
     def reference(self, split: str) -> Tensor:
         """Judge features [N, D] of a split's real images."""
@@ -139,8 +149,7 @@ class Stages:
 
     def _make_latent(self, folder: Path, status: Status) -> dict[str, Any]:
         chosen = self.settings["latent"]
-        options = {name: chosen[name] for name in LATENT_OPTIONS[chosen["name"]]}
-        latent = initialise(build_latent(chosen["name"], **options), chosen["seed"])
+        latent = initialise(build_latent_of(self.settings), chosen["seed"])
         train = torch.from_numpy(np.array(self.pixels("train")))
         if latent.trained:
             task = VAETask(latent, train, chosen["batch"], chosen["seed"], chosen["kl_weight"], chosen["detail_weight"])
@@ -157,6 +166,12 @@ class Stages:
         return {"psnr": _psnr(latent, validation[:1024], torch.from_numpy(encoded[:1024])),
                 "parameters": sum(p.numel() for p in latent.parameters())}
 
+    def _make_text(self, folder: Path, status: Status) -> dict[str, Any]:
+        captions = [caption for split in self.splits for caption in self.described(split)["captions"]]
+        status("embedding captions")
+        made = embed_captions(build_text(self.settings, captions), captions, folder)
+        return {"embedded": made.relative_to(folder).as_posix(), "captions": len(set(captions))}
+
     def _make_reference(self, folder: Path, status: Status) -> dict[str, Any]:
         judge = load_judge(self.settings["judge"]["name"])
         for split in [name for name in self.splits if name != "train"]:
@@ -169,13 +184,6 @@ def judge_features(judge: Judge, pixels: np.ndarray | Tensor, batch: int = 512) 
     """Judge features [N, D] of images uint8 [N, H, W, 3]."""
     parts = [np.array(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
     return torch.cat([judge.image_features(to_images(torch.from_numpy(part))) for part in parts])
-
-
-def _used_latent(latent: dict[str, Any]) -> dict[str, Any]:
-    """The settings that this kind of latent depends on."""
-    if latent["name"] == "wavelet_vae":
-        return latent
-    return {name: latent[name] for name in ("name", *LATENT_OPTIONS[latent["name"]])}
 
 
 @torch.no_grad()

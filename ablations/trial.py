@@ -6,6 +6,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ablations.model import build_model, sampling_of, times_of
 from ablations.progress import Status, read_json
 from ablations.stages import RESULT, Stages, judge_features, locked
 from eval.attributes import attribute_accuracy
@@ -22,10 +24,8 @@ from eval.fid import frechet_distance, frechet_jackknife
 from eval.flops import count_flops
 from eval.judges import Judge, load_judge
 from eval.kid import kid
-from iris.generator import Generator, GeneratorConfig, record_gates
+from iris.gates import record_gates
 from iris.pipeline import Pipeline, SamplingSettings, load_for_measuring
-from iris.randomness import initialise
-from iris.text import Vocabulary, WordEncoder
 from iris.training.files import write_json
 from iris.training.loop import LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OptimiserSettings
@@ -88,19 +88,6 @@ def cause_of(error: BaseException) -> str:
     return "oom" if memory else "error"
 
 
-def build_model(settings: dict[str, Any], channels: int, vocabulary: Vocabulary) -> TextToLatent:
-    """Text encoder and generator of a trial, initialised from its seed."""
-    model = settings["model"]
-    shape = {k: v for k, v in model.items() if k not in ("text_length", "text_layers")}
-    text = WordEncoder(vocabulary, model["text_width"], model["text_layers"])
-    return initialise(TextToLatent(text, Generator(GeneratorConfig(channels=channels, **shape))), settings["seed"])
-
-
-def sampling_of(settings: dict[str, Any]) -> SamplingSettings:
-    """How the trial's images are made."""
-    return SamplingSettings(**settings["sample"])
-
-
 def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     settings = plan["settings"]
     status("stages")
@@ -109,7 +96,7 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     captions = stages.described("train")["captions"]
     latent, options = stages.latent()
-    model = build_model(settings, latent.channels, Vocabulary.from_captions(captions, settings["model"]["text_length"]))
+    model = build_model(settings, latent.channels, stages.text())
     pipeline = Pipeline(model, latent, settings["latent"]["name"], options, settings["data"]["size"])
     judge = load_judge(settings["judge"]["name"])
 
@@ -119,7 +106,8 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     model.eval()
     pipeline.save(place / MODEL)
     seconds["train"] = time.monotonic() - started
-    for phase, measure in (("sample", _measure_validation), ("held-out pairs", _measure_heldout)):
+    for phase, measure in (("sample", _measure_validation), ("held-out pairs", _measure_heldout),
+                           ("other passes", _measure_iterations)):
         status(phase)
         started = time.monotonic()
         metrics |= measure(place, pipeline, judge, stages, settings, status)
@@ -157,10 +145,10 @@ def _untrained(pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[
 
 def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages, settings: dict[str, Any],
            status: Status) -> dict[str, float]:
-    train, encode = settings["train"], model.text.vocabulary.encode
-    shared = {"null": encode([""])[0], "batch": train["batch"], "seed": settings["seed"],
-              "caption_dropout": train["caption_dropout"], "time_mean": train["time_mean"], "time_std": train["time_std"],
-              "loss_weight": train["loss_weight"]}
+    train, encode = settings["train"], model.text.tokenise
+    shared = {"null": encode([""])[0], "batch": train["batch"], "seed": settings["seed"], "times": times_of(settings),
+              "caption_dropout": train["caption_dropout"], "loss_weight": train["loss_weight"],
+              "min_snr_gamma": train["min_snr_gamma"], "steps": train["steps"]}
     task = FlowTask(model, stages.latents("train"), encode(captions), **shared)
     optimiser = OptimiserSettings(train["optimiser"], train["learning_rate"], train["weight_decay"], train["warmup"],
                                   train["decay"], train["clip"])
@@ -180,7 +168,7 @@ def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages
 def _measure_validation(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
                         status: Status) -> dict[str, float]:
     """Quality on captions whose colour-shape pairs were trained on."""
-    images, described = _samples(pipeline, stages, "validation", settings["measure"]["samples"], settings, status)
+    images, described = _samples(pipeline, stages, "validation", settings["measure"]["samples"], sampling_of(settings), status)
     status("judge")
     features, reference = judge_features(judge, images), stages.reference("validation")
     real = stages.pixels("validation")[:GALLERY]
@@ -204,11 +192,22 @@ def _measure_heldout(place: Path, pipeline: Pipeline, judge: Judge, stages: Stag
     count = settings["measure"]["heldout_samples"]
     if "heldout" not in stages.splits or count == 0:
         return {}
-    images, described = _samples(pipeline, stages, "heldout", count, settings, status)
+    images, described = _samples(pipeline, stages, "heldout", count, sampling_of(settings), status)
     return _accuracies(judge, images, described, settings, "heldout_")
 
 
-def _samples(pipeline: Pipeline, stages: Stages, split: str, count: int, settings: dict[str, Any],
+def _measure_iterations(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+                        status: Status) -> dict[str, float]:
+    """FID of the same model at other numbers of passes through its core."""
+    reference, measured = stages.reference("validation"), {}
+    for passes in settings["measure"]["iterations"]:
+        sampling = replace(sampling_of(settings), iterations=passes)
+        images, _ = _samples(pipeline, stages, "validation", settings["measure"]["samples"], sampling, status)
+        measured[f"fid_at_{passes}"] = frechet_distance(judge_features(judge, images), reference)
+    return measured
+
+
+def _samples(pipeline: Pipeline, stages: Stages, split: str, count: int, sampling: SamplingSettings,
              status: Status) -> tuple[Tensor, dict[str, Any]]:
     """Images uint8 [N, H, W, 3] of a split's first captions, and these captions with their attributes.
 
@@ -218,7 +217,7 @@ def _samples(pipeline: Pipeline, stages: Stages, split: str, count: int, setting
     captions = described["captions"][:count]
     parts, batch = [], 256
     for first in range(0, len(captions), batch):
-        parts.append(pipeline.generate(captions[first : first + batch], sampling_of(settings), seed=0, first=first))
+        parts.append(pipeline.generate(captions[first : first + batch], sampling, seed=0, first=first))
         status(f"sample {split}", step=min(first + batch, len(captions)), steps=len(captions))
     attributes = {name: values[:count] for name, values in described["attributes"].items()}
     return torch.cat(parts), {"captions": captions, "attributes": attributes}

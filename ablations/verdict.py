@@ -42,6 +42,8 @@ def metric_label(metric: str) -> str:
     """A metric's name in a sentence: "FID", "CLIP score", "colour accuracy"."""
     if metric in ("fid", "kid"):
         return metric.upper()
+    if metric.startswith("fid_at_"):
+        return f"FID at {metric.removeprefix('fid_at_')} passes"
     heldout, name = metric.startswith("heldout_"), metric.removeprefix("heldout_")
     if name.startswith("accuracy_"):
         return f"{name.removeprefix('accuracy_')} accuracy{' on held-out pairs' if heldout else ''}"

@@ -16,6 +16,7 @@ from ablations import stats
 from ablations.records import GridOutcome, TrialRecord
 from ablations.report.charts import STYLE, Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
+from ablations.report.passes import draw_passes
 from ablations.report.palette import HUES, INK, LABELLED, MUTED, ArmStyle
 from ablations.stats import Analysis
 from ablations.verdict import arms_of, metric_label
@@ -28,7 +29,7 @@ def draw_charts(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmS
     """Every chart that the records have data for, written to ``folder``/figures."""
     with matplotlib.rc_context(STYLE):
         charts = [_tradeoff(outcome, analysis, styles, folder, *cost) for cost in COSTS]
-        charts += [_losses(outcome, styles, folder), _gates(outcome, styles, folder)]
+        charts += [draw_passes(outcome, styles, folder), _losses(outcome, styles, folder), _gates(outcome, styles, folder)]
     return [chart for chart in charts if chart]
 
 

@@ -14,7 +14,6 @@ from ablations.grid import Arm, expand, expectations, key_of, match_arms, TOLERA
 from ablations.plan import flops, make_plan, parameters
 from ablations.settings import Settings, build
 from iris.errors import SettingError
-from iris.mixers import MIXERS
 
 FACTS = {"data": "d" * 16, "judge": "j" * 64}
 DECIDE = {"metric": "fid", "better": "lower", "practical": "5%", "expect": {}}
@@ -82,7 +81,7 @@ def test_one_trial_an_arm_and_seed():
     settings, values = settings_from("grid=mixers", "seeds=[3,5]")
     arms = expand(settings, values)
     trials = trials_of(arms, settings.seeds, {arm.name: FACTS for arm in arms})
-    assert len(trials) == len({trial.key for trial in trials}) == 2 * len(MIXERS)
+    assert len(trials) == len({trial.key for trial in trials}) == 2 * len(arms) == 10
     assert [trial.seed for trial in trials] == [3] * 5 + [5] * 5
     assert all(trial.settings["seed"] == trial.seed and len(trial.key) == 12 for trial in trials)
     assert [trial.arm for trial in trials if trial.baseline] == ["grfm", "grfm"]
@@ -150,6 +149,9 @@ def check_matched(arms: list[Arm], what: str, cost: Any) -> None:
     assert arms[0].matched is None and arms[0].settings["model"]["mixer_width"] is None
     for arm in arms[1:]:
         error = cost(arm.settings) / target - 1
+        if arm.settings["model"]["mixer"] == "identity":
+            assert arm.matched == f"has no size to change: {error:+.2%} {what}"
+            continue
         width = arm.settings["model"]["mixer_width"]
         assert abs(error) <= TOLERANCE == 0.01
         heads = arm.settings["model"]["heads"]
@@ -162,7 +164,7 @@ def check_matched(arms: list[Arm], what: str, cost: Any) -> None:
 def test_matched_parameters_of_all_mixers(dim):
     settings, values = settings_from("grid=mixers", f"model.dim={dim}")
     arms = match_arms(expand(settings, values), "params", parameters)
-    assert [arm.name for arm in arms] == list(MIXERS)
+    assert [arm.name for arm in arms] == values["grid"]["axes"]["model.mixer"]
     check_matched(arms, "params", parameters)
 
 
@@ -279,3 +281,57 @@ def test_an_expectation_of_an_arm_that_is_not_there_is_left_out_and_told(axes, e
     settings, values = with_grid(**changes)
     kept, stray = expectations(settings.grid.decide, make_plan(settings, values).arms)
     assert stray == [name] and kept == {k: v for k, v in expect.items() if k != name}
+
+
+# -- the settings of parts ------------------------------------------------------------------------------------------
+
+
+def test_a_grid_sets_what_its_question_needs_and_the_command_line_beats_it():
+    assert settings_from("grid=fourier")[0].model.mixer == "fourier"
+    assert settings_from("grid=fourier", "model.mixer=grfm")[0].model.mixer == "grfm"
+    assert settings_from("grid=elastic")[0].measure.iterations == [1, 2, 4, 8, 16]
+
+
+def test_a_setting_that_a_mixer_does_not_read_changes_no_key():
+    plain, stock = (dict(zip(("grfm", "attention", "fourier", "recurrence", "spatial"), keys_of(*overrides), strict=True))
+                    for overrides in ([], ["fourier.form=stock"]))
+    assert {name for name in plain if plain[name] != stock[name]} == {"grfm", "fourier"}
+    assert keys_of("latent.front=unshuffle") == keys_of() != keys_of("latent=conv_vae") != keys_of("latent=haar")
+    assert keys_of("latent=haar", "latent.kl_weight=1") == keys_of("latent=haar")
+    assert keys_of("depth.norm=sandwich") != keys_of()
+
+
+def test_an_outside_mixer_is_known_by_its_code(tmp_path, monkeypatch):
+    source = ("from torch import nn\nclass Mean(nn.Module):\n    def __init__(self, dim, width=None):\n"
+              "        super().__init__()\n        self.out = nn.Linear(dim, width or dim)\n")
+    (tmp_path / "keyed_mixer.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings, values = settings_from("grid=depth", "model.mixer=keyed_mixer:Mean")
+    before = key_of(values, 0, FACTS)
+    (tmp_path / "keyed_mixer.py").write_text(source + "# changed\n")
+    assert key_of(values, 0, FACTS) != before
+
+
+def test_pretrained_parts_are_known_by_their_weights_not_their_place():
+    values = settings_from("latent=pretrained", "latent.source=here")[1]
+    moved = settings_from("latent=pretrained", "latent.source=there")[1]
+    facts = FACTS | {"latent": "w" * 64}
+    assert key_of(values, 0, facts) == key_of(moved, 0, facts) != key_of(values, 0, FACTS | {"latent": "v" * 64})
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["fourier.form=afno"], ["fourier.form='afno'", "phase, modrelu, stock, dct"]),
+    (["depth.injection=none", "depth.initial=zero"], ["depth.injection=none", "depth.initial=input"]),
+    (["depth.share=maybe"], ["depth.share='maybe'", "bool"]),
+    (["train.time=cosine"], ["train.time='cosine'", "logit_normal, uniform, mode"]),
+    (["measure.iterations=[0]"], ["measure.iterations=[0]", "at least 1"]),
+    (["measure.iterations=[2]", "depth.share=false"], ["measure.iterations=[2]", "depth.share=false"]),
+    (["model.mixer=no_such_module:Mixer"], ["model.mixer='no_such_module:Mixer'", "cannot be imported"]),
+    (["latent=pretrained"], ["latent.source"]),
+    (["latent=pretrained", "latent.source=/nowhere/at/all"], ["latent.source", "/nowhere/at/all"]),
+    (["model.text=clip", "model.text_source=/nowhere/at/all"], ["model.text_source", "/nowhere/at/all"]),
+])
+def test_a_plan_finds_parts_that_cannot_be(overrides, words):
+    with pytest.raises(SettingError) as caught:
+        make_plan(*settings_from("grid=depth", *overrides))
+    assert all(word in str(caught.value) for word in words), str(caught.value)

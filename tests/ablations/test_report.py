@@ -235,3 +235,15 @@ def test_svg_takes_the_colours_of_the_page() -> None:
         "a title",
     )
     assert "http" not in svg and "axes_1" not in svg and "var(--hue-1)" in svg and "width=" not in svg
+
+
+def test_quality_at_other_numbers_of_passes_is_drawn(tmp_path: Path) -> None:
+    outcome = build_outcome(tmp_path / "runs", (0, 1), steps=50)
+    for record in outcome.records:
+        flat = record.arm == "attention"
+        record.metrics.update({f"fid_at_{r}": 20.0 if flat else 20.0 * r + record.seed for r in (1, 4, 16)})
+    index = write_report(outcome, tmp_path / "report")
+    page, table = index.read_text(encoding="utf-8"), (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    assert "FID against passes" in page and (tmp_path / "report/figures/fid_vs_passes.png").exists()
+    assert "attention changes least: from 20.0 at 1 to 20.0 at its worst" in table
+    assert "most, by a factor of 16" in table

@@ -118,7 +118,7 @@ def test_a_value_of_the_wrong_type(override, words):
     ("threads=0", ["threads=0", "at least 1"]),
     ("measure.latency_rounds=1", ["measure.latency_rounds=1", "at least 2"]),
     ("train.optimiser=adam", ["train.optimiser='adam'", "did you mean adamw?", "muon, adamw"]),
-    ("sample.sampler=ddim", ["sample.sampler='ddim'", "euler, heun, midpoint"]),
+    ("sample.sampler=ddim", ["sample.sampler='ddim'", "euler, heun, midpoint, stochastic"]),
     ("grid.match=speed", ["grid.match='speed'", "params, flops, none"]),
 ])
 def test_a_value_out_of_range(override, words):
