@@ -32,13 +32,16 @@ def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Te
 def initialise(module: nn.Module, seed: int) -> nn.Module:
     """Draw every parameter of ``module`` from a generator addressed by (seed, name of the module that owns it).
 
-    Each module that owns parameters must have ``reset_parameters``. Returns ``module``.
+    Each module that owns parameters must have ``reset_parameters``. What lies in a module whose ``frozen`` is True,
+    such as a pretrained text encoder, keeps its weights. Returns ``module``.
 
     Raises:
         TypeError: a module owns parameters but cannot initialise them, which would leave them to chance.
     """
+    frozen = [part for part in module.modules() if getattr(part, "frozen", False) is True]
+    kept = {id(part) for whole in frozen for part in whole.modules()}
     for name, part in module.named_modules():
-        if not list(part.parameters(recurse=False)):
+        if id(part) in kept or not list(part.parameters(recurse=False)):
             continue
         if not hasattr(part, "reset_parameters"):
             raise TypeError(f"{type(part).__name__} at '{name}' owns parameters but has no reset_parameters()")
