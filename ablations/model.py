@@ -14,8 +14,8 @@ from iris.flow import TimeSampling
 from iris.generator import Generator, GeneratorConfig
 from iris.latents import Latent, build_latent, latent_options
 from iris.mixers import OPTION_GROUPS, MixerOptions
-from iris.pipeline import SamplingSettings
 from iris.randomness import initialise
+from iris.sampling import SamplingSettings
 from iris.text import ClassLabels, CLIPText, TextEncoder, Vocabulary, WordEncoder
 from iris.training.tasks import TextToLatent
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
         SettingError: anything that would fail later and can be known now.
     """
     check_mixer(settings.model.mixer)
-    arms = expand(settings, values)
+    arms = [_with_places(arm) for arm in expand(settings, values)]
     for arm in arms:
         _check_arm(arm)
     arms = match_arms(arms, settings.grid.match, parameters if settings.grid.match == "params" else flops)
@@ -80,6 +80,16 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
              for arm in arms}
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
     return Plan(arms, trials_of(arms, settings.seeds, facts), facts, judge, threads, Path(settings.runs_dir).absolute())
+
+
+def _with_places(arm: Arm) -> Arm:
+    """The arm with folders of pretrained parts as absolute paths: jobs and saved models are used from elsewhere."""
+    places = {}
+    for group, name in (("latent", "source"), ("model", "text_source")):
+        given = arm.settings[group][name]
+        if given and Path(given).expanduser().is_dir():
+            places[group] = arm.settings[group] | {name: str(Path(given).expanduser().absolute())}
+    return replace(arm, settings=arm.settings | places)
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
@@ -118,8 +128,8 @@ def _check_passes(arm: Arm) -> None:
 
 def parameters(settings: dict[str, Any]) -> float:
     """Generator parameters of trial settings."""
+    config = generator_config(settings, latent_sizes(settings)[0], text_width(settings))
     with torch.device("meta"):
-        config = generator_config(settings, latent_sizes(settings)[0], text_width(settings))
         return sum(p.numel() for p in Generator(config).parameters())
 
 

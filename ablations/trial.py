@@ -25,7 +25,8 @@ from eval.flops import count_flops
 from eval.judges import Judge, load_judge
 from eval.kid import kid
 from iris.gates import record_gates
-from iris.pipeline import Pipeline, SamplingSettings, load_for_measuring
+from iris.pipeline import IrisPipeline, load_for_measuring
+from iris.sampling import SamplingSettings
 from iris.training.files import write_json
 from iris.training.loop import LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OptimiserSettings
@@ -97,8 +98,10 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     captions = stages.described("train")["captions"]
     latent, options = stages.latent()
     model = build_model(settings, latent.channels, stages.text())
-    pipeline = Pipeline(model, latent, settings["latent"]["name"], options, settings["data"]["size"])
+    pipeline = IrisPipeline(model, latent, settings["latent"]["name"], options, settings["data"]["size"])
     judge = load_judge(settings["judge"]["name"])
+    for split in stages.splits:         # a caption that the encoder does not know must not stop the trial after training
+        model.text.tokenise(stages.described(split)["captions"])
 
     metrics = _untrained(pipeline, judge, stages, settings)
     started = time.monotonic()
@@ -136,7 +139,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _untrained(pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any]) -> dict[str, float]:
+def _untrained(pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any]) -> dict[str, float]:
     """FID before training. The output layer starts at zero, so one Euler step is already the exact flow."""
     captions = stages.described("validation")["captions"][: settings["measure"]["samples"]]
     images = pipeline.generate(captions, SamplingSettings(steps=1), settings["seed"])
@@ -165,7 +168,7 @@ def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages
     return {"validation_loss": validation_loss(held)}
 
 
-def _measure_validation(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+def _measure_validation(place: Path, pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
                         status: Status) -> dict[str, float]:
     """Quality on captions whose colour-shape pairs were trained on."""
     images, described = _samples(pipeline, stages, "validation", settings["measure"]["samples"], sampling_of(settings), status)
@@ -186,7 +189,7 @@ def _measure_validation(place: Path, pipeline: Pipeline, judge: Judge, stages: S
     return measured | _accuracies(judge, images, described, settings, "")
 
 
-def _measure_heldout(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+def _measure_heldout(place: Path, pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
                      status: Status) -> dict[str, float]:
     """Composition: colour-shape pairs that were never in training."""
     count = settings["measure"]["heldout_samples"]
@@ -196,7 +199,7 @@ def _measure_heldout(place: Path, pipeline: Pipeline, judge: Judge, stages: Stag
     return _accuracies(judge, images, described, settings, "heldout_")
 
 
-def _measure_iterations(place: Path, pipeline: Pipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
+def _measure_iterations(place: Path, pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
                         status: Status) -> dict[str, float]:
     """FID of the same model at other numbers of passes through its core."""
     reference, measured = stages.reference("validation"), {}
@@ -207,7 +210,7 @@ def _measure_iterations(place: Path, pipeline: Pipeline, judge: Judge, stages: S
     return measured
 
 
-def _samples(pipeline: Pipeline, stages: Stages, split: str, count: int, sampling: SamplingSettings,
+def _samples(pipeline: IrisPipeline, stages: Stages, split: str, count: int, sampling: SamplingSettings,
              status: Status) -> tuple[Tensor, dict[str, Any]]:
     """Images uint8 [N, H, W, 3] of a split's first captions, and these captions with their attributes.
 
@@ -238,13 +241,13 @@ def _accuracies(judge: Judge, images: Tensor, described: dict[str, Any], setting
     return {f"{prefix}accuracy_{name}": value for name, value in attribute_accuracy(read, wanted).items()}
 
 
-def _size(place: Path, pipeline: Pipeline, caption: str, settings: dict[str, Any]) -> dict[str, float]:
+def _size(place: Path, pipeline: IrisPipeline, caption: str, settings: dict[str, Any]) -> dict[str, float]:
     make = load_for_measuring({"folder": str(place / MODEL), "caption": caption, **settings["sample"]})
     parameters = sum(p.numel() for p in pipeline.model.generator.parameters())
     return {"params_m": parameters / 1e6, "gflops": count_flops(make).gflops, "nfe": sampling_of(settings).evaluations}
 
 
-def _gates(place: Path, pipeline: Pipeline, stages: Stages, settings: dict[str, Any]) -> None:
+def _gates(place: Path, pipeline: IrisPipeline, stages: Stages, settings: dict[str, Any]) -> None:
     captions = stages.described("validation")["captions"][:GALLERY]
     with record_gates(pipeline.model.generator, settings["model"]["iterations"]) as layers:
         pipeline.generate(captions, sampling_of(settings), seed=0)

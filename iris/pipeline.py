@@ -340,9 +340,6 @@ class IrisPipeline(
         return pipeline if torch_dtype is None else pipeline.to(dtype=torch_dtype)
 
 
-Pipeline = IrisPipeline
-
-
 def to_pixels(images: Tensor) -> Tensor:
     """Float images [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
     return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
