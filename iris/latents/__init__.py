@@ -6,20 +6,38 @@ import inspect
 
 from iris.errors import SettingError
 from iris.latents.base import Latent
-from iris.latents.wavelet_vae import Haar, WaveletVAE
+from iris.latents.conv_vae import ConvVAE
+from iris.latents.lossless import Haar, Pixel
+from iris.latents.pretrained import Pretrained
+from iris.latents.wavelet_vae import WaveletVAE
 
-LATENTS: dict[str, type[Latent]] = {"haar": Haar, "wavelet_vae": WaveletVAE}
+LATENTS: dict[str, type[Latent]] = {
+    "pixel": Pixel,
+    "haar": Haar,
+    "wavelet_vae": WaveletVAE,
+    "conv_vae": ConvVAE,
+    "pretrained": Pretrained,
+}
+
+
+def latent_options(name: str) -> tuple[str, ...]:
+    """Names of the options that the latent called ``name`` takes.
+
+    Raises:
+        SettingError: unknown latent.
+    """
+    if name not in LATENTS:
+        raise SettingError(f"latent.name={name!r} is unknown; allowed: {', '.join(LATENTS)}")
+    return tuple(inspect.signature(LATENTS[name]).parameters)
 
 
 def build_latent(name: str, **options: object) -> Latent:
     """Make the latent called ``name``.
 
     Raises:
-        SettingError: unknown latent or option.
+        SettingError: unknown latent or option; a value that the latent refuses.
     """
-    if name not in LATENTS:
-        raise SettingError(f"latent.name={name!r} is unknown; allowed: {', '.join(LATENTS)}")
-    allowed = list(inspect.signature(LATENTS[name].__init__).parameters)[1:]
+    allowed = latent_options(name)
     unknown = [option for option in options if option not in allowed]
     if unknown:
         raise SettingError(f"latent {name}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")

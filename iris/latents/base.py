@@ -5,17 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from iris.errors import SettingError
+
 
 class Latent(nn.Module):
     """Base of all latents: ``encode`` and ``decode`` work in units in which each channel has mean 0 and variance 1.
 
     A subclass sets ``channels`` and ``factor`` (image size over latent size) and defines ``analyse`` and ``synthesise``
-    in its own units; ``trained`` says whether it has weights that must be trained first.
+    in its own units.
+
+    Attributes:
+        trained: it has weights that must be trained first.
+        frozen: it has weights that are never drawn nor trained: they came with it.
     """
 
     channels: int
     factor: int
     trained = False
+    frozen = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,8 +38,24 @@ class Latent(nn.Module):
         """Raw latents -> images [B, 3, H, W], not clipped."""
         raise TypeError(f"{type(self).__name__} does not define synthesise()")
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the latents of images with ``height`` x ``width`` pixels.
+
+        Raises:
+            SettingError: ``factor`` does not divide both.
+        """
+        if height % self.factor or width % self.factor:
+            latent = f"the latent's factor {self.factor} ({type(self).__name__})"
+            raise SettingError(f"image size {height}x{width} must be a multiple of {latent}")
+        return height // self.factor, width // self.factor
+
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> standardised latents [B, C, H / factor, W / factor]."""
+        """Images [B, 3, H, W] in [-1, 1] -> standardised latents [B, C, H / factor, W / factor].
+
+        Raises:
+            SettingError: ``factor`` does not divide the image size.
+        """
+        self.grid(*images.shape[-2:])
         return (self.analyse(images) - self.mean) / self.std
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -42,6 +65,7 @@ class Latent(nn.Module):
     @torch.no_grad()
     def standardise(self, images: Tensor, batch: int = 512) -> None:
         """Measure each channel's mean and standard deviation on ``images`` (float64 sums) and keep them."""
+        self.grid(*images.shape[-2:])
         count, total, squares = 0, 0.0, 0.0
         for part in images.split(batch):
             raw = self.analyse(part).double()

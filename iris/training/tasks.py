@@ -1,4 +1,4 @@
-"""What the loop can train: the wavelet VAE, and the text-conditioned flow."""
+"""What the loop can train: a VAE, and the text-conditioned flow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from iris.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
 from iris.generator import Generator
-from iris.latents.wavelet_vae import WaveletVAE, vae_loss
+from iris.latents.losses import vae_loss
+from iris.latents.vae import VAE
 from iris.randomness import generator
 from iris.text import TextEncoder
 from iris.training.depth import check_depth, depth_loss, evaluate
@@ -32,9 +33,9 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
 
 @dataclass
 class VAETask:
-    """Train a wavelet VAE on pixels uint8 [N, H, W, 3]."""
+    """Train a VAE on pixels uint8 [N, H, W, 3]."""
 
-    module: WaveletVAE
+    module: VAE
     pixels: Tensor
     batch: int
     seed: int
@@ -43,8 +44,7 @@ class VAETask:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = to_images(self.pixels[batch_indices(len(self.pixels), self.batch, self.seed, step)])
-        side = images.shape[-1] // self.module.factor
-        shape = (len(images), self.module.channels, side, side)
+        shape = (len(images), self.module.channels, *self.module.grid(*images.shape[-2:]))
         noise = torch.randn(shape, generator=generator(self.seed, "posterior", step))
         return vae_loss(self.module, images, noise, self.kl_weight, self.detail_weight)
 

@@ -1,24 +1,18 @@
-"""Haar against PyWavelets, standardisation, and the wavelet VAE's shapes and losses."""
+"""Haar against PyWavelets, the lossless latents, standardisation, and what the registry refuses."""
 
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import pixel_unshuffle
 
 from iris.errors import SettingError
-from iris.latents import LATENTS, build_latent
+from iris.latents import LATENTS, build_latent, latent_options
 from iris.latents.haar import dwt, idwt
-from iris.latents.wavelet_vae import WaveletVAE, psnr, vae_loss
-from iris.randomness import initialise
 
 SIZES = [(8, 8), (4, 12), (16, 8)]
 
 
 def images(count=2, h=16, w=16, seed=0, dtype=torch.float32):
     return torch.rand(count, 3, h, w, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 - 1
-
-
-def vae(seed=0, **options):
-    return initialise(WaveletVAE(**({"width": 16} | options)), seed)
 
 
 def by_pywavelets(x):
@@ -40,6 +34,30 @@ def test_two_levels_transform_every_band_again(size):
     y = dwt(x, 2)
     assert y.shape == (2, 48, size[0] // 4, size[1] // 4)
     torch.testing.assert_close(y, by_pywavelets(by_pywavelets(x)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_all_levels_are_pywavelets_packets(levels):
+    pywt = pytest.importorskip("pywt")
+    x = images(2, 16, 24)
+    packet = pywt.WaveletPacket2D(x.double().numpy(), "haar", axes=(-2, -1), maxlevel=levels)
+    bands = [""]
+    for _ in range(levels):                                         # the latest level's band changes slowest
+        bands = [earlier + latest for latest in "ahvd" for earlier in bands]
+    expected = torch.cat([torch.from_numpy(packet[band].data) for band in bands], 1)
+    torch.testing.assert_close(dwt(x, levels), expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_haar_is_an_orthonormal_mix_of_unshuffled_pixels(levels):
+    size = 2**levels
+    units = torch.eye(size**2, dtype=torch.float64).view(-1, 1, size, size)
+    mix = dwt(units, levels).flatten(1).T                           # bands x pixels of one block
+    torch.testing.assert_close(mix @ mix.T, torch.eye(size**2, dtype=torch.float64), rtol=0, atol=1e-12)
+    x = images(2, 8, 12, dtype=torch.float64)
+    pixels = pixel_unshuffle(x, size).unflatten(1, (3, -1))     # each colour's pixels
+    expected = torch.einsum("bp,ncphw->nbchw", mix, pixels).flatten(1, 2)
+    torch.testing.assert_close(dwt(x, levels), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -83,6 +101,29 @@ def test_haar_latent_is_lossless_and_standardised(levels):
     torch.testing.assert_close(latent.decode(z), x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch", [1, 2, 4, 5])
+def test_pixel_latent_is_patches(patch):
+    latent = build_latent("pixel", patch=patch)
+    x = images(2, 4 * patch, 3 * patch)
+    z = latent.encode(x)
+    assert z.shape == (2, 3 * patch**2, 4, 3) == (2, latent.channels, *latent.grid(4 * patch, 3 * patch))
+    assert latent.factor == patch and not latent.trained
+    for (row, column) in [(0, 0), (3, 1)]:
+        square = x[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+        assert torch.equal(z[:, :, row, column], square.flatten(1))
+    assert torch.equal(latent.decode(z), x)
+
+
+def test_pixel_latent_has_patch_4_and_is_standardised():
+    latent, x = build_latent("pixel"), images(40) * 0.3 + 0.2
+    assert latent.factor == 4
+    latent.standardise(x, batch=16)
+    z = latent.encode(x)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(48), rtol=0, atol=1e-4)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(48), rtol=0, atol=1e-2)
+    torch.testing.assert_close(latent.decode(z), x, rtol=0, atol=1e-6)
+
+
 def test_standardisation_survives_the_state_dict():
     latent, other = build_latent("haar"), build_latent("haar")
     latent.standardise(images(10) * 0.5 - 0.4)
@@ -106,72 +147,6 @@ def test_decoded_images_stay_in_range():
     assert y.min() >= -1 and y.max() == 1
 
 
-@pytest.mark.parametrize(("levels", "stages", "channels"), [(1, 1, 8), (2, 1, 5), (1, 2, 4), (2, 0, 6)])
-def test_wavelet_vae_shapes(levels, stages, channels):
-    model = vae(levels=levels, stages=stages, channels=channels)
-    x = images(2, 16, 24)
-    assert model.factor == 2 ** (levels + stages) and model.trained
-    mean, log_variance = model.posterior(x)
-    assert mean.shape == log_variance.shape == (2, channels, 16 // model.factor, 24 // model.factor)
-    torch.testing.assert_close(model.encode(x), mean)
-    y = model.decode(mean)
-    assert y.shape == x.shape and y.abs().max() <= 1
-
-
-def test_wavelet_vae_latents_are_standardised():
-    model, x = vae(), images(30)
-    model.standardise(x)
-    with torch.no_grad():
-        z = model.encode(x)
-    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-3)
-    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(8), rtol=0, atol=1e-2)
-
-
-def test_kl_is_that_of_torchs_distributions():
-    model, x = vae(), images()
-    mean, log_variance = model.posterior(x)
-    posterior = Normal(mean, (log_variance / 2).exp())
-    expected = kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).mean()
-    _, extra = vae_loss(model, x, torch.randn(mean.shape), kl_weight=1.0, detail_weight=0.0)
-    torch.testing.assert_close(extra["kl"], expected.detach(), rtol=1e-5, atol=1e-6)
-    assert expected > 1e-3
-
-
-def test_terms_of_the_vae_loss():
-    model, x = vae(), images()
-    noise = torch.randn(model.posterior(x)[0].shape, generator=torch.Generator().manual_seed(0))
-
-    def loss(**weights):
-        return vae_loss(model, x, noise, **({"kl_weight": 0.0, "detail_weight": 0.0} | weights))
-
-    with torch.no_grad():
-        mean, log_variance = model.posterior(x)
-        difference = model.synthesise(mean + torch.exp(0.5 * log_variance) * noise) - x
-        plain, extra = loss()
-        torch.testing.assert_close(plain, difference.abs().mean() + difference.square().mean())
-        torch.testing.assert_close(extra["mse"], difference.square().mean())
-        torch.testing.assert_close(loss(kl_weight=2.0)[0] - plain, 2 * extra["kl"], rtol=1e-4, atol=1e-6)
-        details = by_pywavelets(difference)[:, 3:].abs().mean()
-        torch.testing.assert_close(loss(detail_weight=0.5)[0] - plain, 0.5 * details, rtol=1e-4, atol=1e-6)
-
-
-def test_every_weight_of_the_vae_gets_a_gradient():
-    model, x = vae(), images()
-    # The second convolution of each block starts at zero, so its first one gets its gradient from the second step on.
-    for name, parameter in model.named_parameters():
-        if "second" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    loss, _ = vae_loss(model, x, torch.randn(model.posterior(x)[0].shape), kl_weight=1e-3, detail_weight=0.5)
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
-
-
-def test_width_that_groups_do_not_divide_is_refused():
-    with pytest.raises(SettingError, match="latent.width=20.*8"):
-        WaveletVAE(width=20)
-
-
 def test_unknown_latents_and_options_are_refused():
     with pytest.raises(SettingError) as error:
         build_latent("jpeg")
@@ -180,6 +155,55 @@ def test_unknown_latents_and_options_are_refused():
         build_latent("haar", depth=2)
 
 
-def test_psnr():
-    assert psnr(4.0) == pytest.approx(0)
-    assert psnr(0.04) == pytest.approx(20)
+SIZED = {"pixel": {}, "haar": {}, "wavelet_vae": {"width": 16, "stages": 2}, "conv_vae": {"width": 16, "stages": 2}}
+
+
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("change", [(1, 0), (0, 2)])
+def test_image_sizes_that_the_factor_does_not_divide_are_refused(name, change):
+    latent = build_latent(name, **SIZED[name])
+    height, width = 2 * latent.factor + change[0], 3 * latent.factor + change[1]
+    x = images(1, height, width)
+    for refuse in (latent.encode, latent.standardise, lambda x: latent.grid(height, width)):
+        with pytest.raises(SettingError, match=f"image size {height}x{width} .*factor {latent.factor}"):
+            refuse(x)
+    assert latent.grid(2 * latent.factor, 3 * latent.factor) == (2, 3)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 3), (5, 3)])
+@pytest.mark.parametrize("name", SIZED)
+def test_odd_and_non_square_grids(name, grid):
+    latent = build_latent(name, **SIZED[name])
+    x = images(1, *(side * latent.factor for side in grid))
+    z = latent.encode(x)
+    assert z.shape == (1, latent.channels, *grid)
+    assert latent.decode(z).shape == x.shape
+
+
+def test_options_by_name():
+    assert latent_options("pixel") == ("patch",)
+    assert latent_options("haar") == ("levels",)
+    assert latent_options("wavelet_vae") == ("levels", "stages", "channels", "width", "blocks", "decoder")
+    assert latent_options("conv_vae") == (*latent_options("wavelet_vae"), "front")
+    assert latent_options("pretrained") == ("source", "subfolder")
+    with pytest.raises(SettingError, match="jpeg.*allowed: pixel, haar"):
+        latent_options("jpeg")
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("pixel", {"patch": 0}, "latent.patch=0"),
+    ("haar", {"levels": 0}, "latent.levels=0"),
+    ("wavelet_vae", {"levels": 0}, "latent.levels=0"),
+    ("wavelet_vae", {"stages": -1}, "latent.stages=-1"),
+    ("wavelet_vae", {"channels": 0}, "latent.channels=0"),
+    ("wavelet_vae", {"blocks": -1}, "latent.blocks=-1"),
+    ("wavelet_vae", {"width": 20}, "latent.width=20.*8"),
+    ("wavelet_vae", {"width": 0}, "latent.width=0.*8"),
+    ("conv_vae", {"width": 20}, "latent.width=20.*8"),
+    ("wavelet_vae", {"decoder": "mobile"}, "latent.decoder='mobile'.*allowed: standard, phone"),
+    ("conv_vae", {"decoder": "mobile"}, "latent.decoder='mobile'.*allowed: standard, phone"),
+    ("conv_vae", {"front": "fft"}, "latent.front='fft'.*allowed: conv, unshuffle"),
+])
+def test_values_that_cannot_be_used_are_refused(name, options, message):
+    with pytest.raises(SettingError, match=message):
+        build_latent(name, **options)
