@@ -25,7 +25,7 @@ from ablations.progress import Status, read_json
 from eval.judges import Judge, load_judge
 from iris import data as sources
 from iris.latents import Latent
-from iris.latents.wavelet_vae import psnr
+from iris.latents.losses import psnr
 from iris.randomness import initialise
 from iris.text import EmbeddedText, TextEncoder, embed_captions
 from iris.training.checkpoint import load_tensors, save_tensors

@@ -5,10 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from iris.latents.haar import dwt, idwt
-from iris.latents.losses import psnr, vae_loss
 from iris.latents.vae import VAE
-
-__all__ = ["WaveletVAE", "psnr", "vae_loss"]
 
 
 class WaveletVAE(VAE):
