@@ -55,5 +55,8 @@ class Depth:
         if self.backprop is not None and self.training == "exits":
             raise SettingError(f"depth.backprop={self.backprop} must be null with depth.training=exits: an exit before the "
                                "last passes would get no gradient")
+        if self.backprop is not None and not self.share:
+            raise SettingError(f"depth.backprop={self.backprop} must be null with depth.share=false: layers of the passes "
+                               "before would get no gradient")
         if not self.share and self.training != "fixed":
             raise SettingError(f"depth.training={self.training} needs depth.share=true: unshared layers run once each")

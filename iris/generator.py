@@ -16,7 +16,7 @@ from iris.blocks import INJECTIONS, CodaBlock, ConvBlock, CoreLayer
 from iris.depth import Depth
 from iris.errors import SettingError
 from iris.layers import Linear, Modulation, RMSNorm, ScalarEmbedding, ZeroLinear, modulate, position_embedding, rms_normalise
-from iris.mixers import MixerOptions, build_mixer
+from iris.mixers import MixerOptions, build_mixer, check_mixer
 from iris.randomness import generator as addressed
 from iris.text.base import TextCondition
 
@@ -28,7 +28,8 @@ class GeneratorConfig:
     """What determines a generator's shape. ``mixer_width`` is the mixer's inner width (None: ``dim``).
 
     Raises:
-        SettingError: a size below one, a ``dim`` that heads do not divide, an unknown mixer.
+        SettingError: a size below one, a ``dim`` that heads do not divide, an unknown mixer. A ``mixer_width`` that the
+            mixer cannot have is told when the generator is made.
     """
 
     channels: int
@@ -51,6 +52,9 @@ class GeneratorConfig:
                 raise SettingError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.dim % (4 * self.heads):
             raise SettingError(f"model.dim={self.dim} must be a multiple of 4 * model.heads={4 * self.heads}")
+        if not self.ffn_ratio * self.dim >= 1:
+            raise SettingError(f"model.ffn_ratio={self.ffn_ratio} must give at least one hidden channel of model.dim={self.dim}")
+        check_mixer(self.mixer)
         if self.depth.training == "exits" and self.iterations < 2:
             raise SettingError(f"depth.training=exits needs model.iterations >= 2, got {self.iterations}")
 

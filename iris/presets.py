@@ -27,7 +27,7 @@ from iris.training.tasks import TextToLatent
 SIZE = 256
 TEXT_WIDTH, TEXT_LENGTH = 768, 77       # CLIP ViT-L/14
 LATENT = "wavelet_vae"
-# 256x256x3 -> 16x16x16, 48 times fewer numbers. Width and blocks are the encoder's, which generating does not need.
+# 256x256x3 -> 16x16x16, 48 times fewer numbers. The phone decoder is as wide as the encoder here, 128 at most.
 LATENT_OPTIONS = {"levels": 1, "stages": 3, "channels": 16, "width": 128, "blocks": 2, "decoder": "phone"}
 FAMILY: dict[str, Any] = {
     "channels": LATENT_OPTIONS["channels"], "text_width": TEXT_WIDTH, "prelude": 2, "coda": 2, "iterations": 4,

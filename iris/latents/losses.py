@@ -17,8 +17,7 @@ def vae_loss(
     """Reconstruction + frequency-aware + KL loss of a batch; all terms are means over elements.
 
     Reconstruction is mean |x - x^| + mean (x - x^)^2; the frequency-aware term adds ``detail_weight`` times the mean
-    absolute error of the Haar detail bands (L1 on bands with weights above one, as LiteVAE, arXiv 2405.14477, finds
-    useful); KL is against a unit Gaussian, per latent value. The frequency-aware term is L1 because the squared error
+    absolute error of the Haar detail bands (a loss on wavelet bands is what LiteVAE, arXiv 2405.14477, finds useful); KL is against a unit Gaussian, per latent value. The frequency-aware term is L1 because the squared error
     of all bands, equally weighted, is that of the pixels: the transform is orthonormal.
 
     Args:

@@ -65,7 +65,8 @@ def evaluate(generator: Generator, z: Tensor, t: Tensor, text: TextCondition, se
 
     With depth.carry an addressed draw lets half of the steps start from the state that an evaluation of the same latent
     without gradient ended in, so that both beginnings met in sampling are trained: the first step's, and a later one's
-    (RIN's latent self-conditioning, arXiv 2212.11972).
+    (RIN's latent self-conditioning, arXiv 2212.11972). The state is of the same time here; in sampling it comes from the
+    time before.
     """
     depth, passes = generator.config.depth, passes_of(generator.config, seed, step)
 

@@ -29,8 +29,8 @@ OPTIMISERS = ("muon", "adamw")
 class Optimisers:
     """Muon (arXiv 2502.16982) for matrices and AdamW for the rest, or AdamW for everything, behind one interface.
 
-    Muon takes two-dimensional weights of linear layers only; embeddings, biases, norms, convolutions and block-diagonal
-    weights go to AdamW. Weight decay spares vectors and scalars.
+    Muon takes two-dimensional weights of nn.Linear only; embeddings, biases, norms, convolutions, block-diagonal weights
+    and the loop's adapter, which starts as a mean, go to AdamW. Weight decay spares vectors and scalars.
     """
 
     def __init__(self, module: nn.Module, settings: OptimiserSettings) -> None:

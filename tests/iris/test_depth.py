@@ -254,6 +254,7 @@ def test_a_carried_state_without_its_setting_is_refused():
         ({"injection": "none", "initial": "zero"}, "depth.injection=none loses the input"),
         ({"injection": "none", "backprop": 2}, "depth.backprop needs an injection"),
         ({"backprop": 2, "training": "exits"}, "depth.backprop=2 must be null with depth.training=exits"),
+        ({"backprop": 1, "share": False}, "depth.backprop=1 must be null with depth.share=false"),
         ({"share": False, "training": "drawn"}, "depth.training=drawn needs depth.share=true"),
     ],
     ids=str,

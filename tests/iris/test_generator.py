@@ -10,7 +10,7 @@ from iris.blocks import ConvBlock
 from iris.errors import SettingError
 from iris.gates import record_gates
 from iris.generator import GeneratorConfig
-from iris.layers import LocalAttention
+from iris.layers import LocalAttention, ScalarEmbedding
 from iris.mixers import MIXERS
 from iris.randomness import initialise
 
@@ -74,6 +74,22 @@ def test_wrong_latents_are_refused(shape):
 def test_wrong_text_width_is_refused():
     with pytest.raises(SettingError, match=f"{TEXT_WIDTH} wide, got {TEXT_WIDTH + 4}"):
         small_generator()(latents(), T, small_text(2, width=TEXT_WIDTH + 4))
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"mixer": "mamba"}, "model.mixer='mamba'"), ({"ffn_ratio": 0.0}, "model.ffn_ratio=0.0"), ({"ffn_ratio": -1.0}, "model.ffn_ratio"),
+])
+def test_parts_that_cannot_be_are_refused_at_construction(changes, named):
+    with pytest.raises(SettingError, match=named):
+        small_config(**changes)
+
+
+def test_time_is_embedded_as_in_diffusers():
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    layer, t = initialise(ScalarEmbedding(DIM), 0), torch.tensor([0.0, 0.123, 0.9, 1.0])
+    waves = get_timestep_embedding(1000 * t, 128, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(layer(t), layer.outer(torch.nn.functional.silu(layer.inner(waves))), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["channels", "text_width", "dim", "heads", "prelude", "core", "coda", "iterations"])
