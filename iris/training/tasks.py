@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from iris.errors import SettingError
 from iris.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
 from iris.generator import Generator
 from iris.latents.losses import vae_loss
@@ -50,10 +51,16 @@ class VAETask:
 
 
 class TextToLatent(nn.Module):
-    """The text encoder and the generator that is trained with it."""
+    """The text encoder and the generator that is trained with it.
+
+    Raises:
+        SettingError: they differ in the width of text tokens.
+    """
 
     def __init__(self, text: TextEncoder, model: Generator) -> None:
         super().__init__()
+        if text.width != model.config.text_width:
+            raise SettingError(f"model.text_width={model.config.text_width} must be the text encoder's width, {text.width}")
         self.text, self.generator = text, model
 
     def forward(self, z: Tensor, t: Tensor, numbers: Tensor, iterations: int | None = None) -> Tensor:

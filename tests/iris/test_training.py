@@ -7,14 +7,17 @@ import signal
 
 import pytest
 import torch
-from small_models import CAPTIONS, CHANNELS, parameters_of, small_model, wake
+from small_models import CAPTIONS, CHANNELS, TEXT_WIDTH, parameters_of, small_config, small_model, wake
 
+from iris.errors import SettingError
+from iris.generator import Generator
 from iris.latents.wavelet_vae import WaveletVAE
 from iris.randomness import initialise
+from iris.text import Vocabulary, WordEncoder
 from iris.training.checkpoint import load_tensors, save_tensors
 from iris.training.loop import CHECKPOINT, METRICS, LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OPTIMISERS, Optimisers, OptimiserSettings, learning_rate_at
-from iris.training.tasks import FlowTask, VAETask, batch_indices, to_images, validation_loss
+from iris.training.tasks import FlowTask, TextToLatent, VAETask, batch_indices, to_images, validation_loss
 
 STEPS = 7
 
@@ -28,6 +31,12 @@ def flow_task(**changes):
     encode = model.text.vocabulary.encode
     settings = {"batch": 3, "seed": 0, "caption_dropout": 0.1, "loss_weight": "none"}
     return FlowTask(model, latents, encode(CAPTIONS), encode([""])[0], **(settings | changes))
+
+
+def test_a_text_encoder_of_another_width_is_refused():
+    encoder = WordEncoder(Vocabulary.from_captions(CAPTIONS, 6), TEXT_WIDTH + 4)
+    with pytest.raises(SettingError, match=f"model.text_width={TEXT_WIDTH} must be the text encoder's width, {TEXT_WIDTH + 4}"):
+        TextToLatent(encoder, Generator(small_config()))
 
 
 def vae_task():
