@@ -20,7 +20,6 @@ PATHWAYS: dict[str, type[nn.Module]] = {
     "spatial": SpatialPathway,
 }
 
-
 GATES = ("learned", "channel", "half", "sum", "concat")
 
 

@@ -42,9 +42,9 @@ class RecurrenceOptions:
 class RGLRU(nn.Module):
     """h_t = a_t h_(t-1) + m_t (i_t x_t), log a_t = -8 g_t softplus(L); i, g block-diagonal sigmoid gates.
 
-    m_t = sqrt(1 - a_t^2), at least 1e-3. The first token of each sequence is a reset (a = 0, m = 1), so that it is not scaled down. float32 inside.
-    The default decay starts as the paper states it: in a raster of 16 columns a vertical neighbour is 16 steps away,
-    and the shorter memory of the released code would forget it.
+    m_t = sqrt(1 - a_t^2), at least 1e-3. The first token of each sequence is a reset (a = 0, m = 1), so that it is not
+    scaled down. float32 inside. The default decay starts as the paper states it: in a raster of 16 columns a vertical
+    neighbour is 16 steps away, and the shorter memory of the released code would forget it.
     """
 
     def __init__(self, width: int, blocks: int, decay: str = "paper") -> None:
