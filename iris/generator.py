@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iris.blocks import INJECTIONS, CodaBlock, ConvBlock, CoreLayer
 from iris.depth import Depth
@@ -83,7 +84,12 @@ class Generator(nn.Module):
     The core is passed ``iterations`` times with the same weights; its modulation also sees how far the loop is, as a
     fraction, which stays in range for a number of passes unseen in training. Text keys and values are made once for all
     passes. With ``depth.share`` false each pass has layers of its own.
+
+    With ``checkpoint_passes`` a pass keeps its state alone for the backward, which computes the rest again: memory
+    grows by one state a pass, a step takes about a third longer.
     """
+
+    checkpoint_passes = False
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -121,6 +127,7 @@ class Generator(nn.Module):
     def evaluate(
         self, z: Tensor, t: Tensor, text: TextCondition, iterations: int | None = None, *, carried: Tensor | None = None,
         backprop: int | None = None, exits: Sequence[int] = (), draws: torch.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Evaluation:
         """Like ``forward``, with what training and sampling with a carried state need.
 
@@ -130,6 +137,7 @@ class Generator(nn.Module):
             backprop: gradient flows through the last so many passes (None: all).
             exits: passes after which the velocity is also read out.
             draws: gives the noise of depth.initial=noise; None: one fixed map, the same for every image.
+            part: (index, of): z is the rows index::of of a batch, for all of which ``draws`` gives noise.
 
         Raises:
             SettingError: as ``forward``; an exit outside the loop; a carried state that the generator has no use for.
@@ -142,7 +150,7 @@ class Generator(nn.Module):
         x = x + position_embedding(x.shape[1], x.shape[2], x.shape[3], x.device, x.dtype)
         for block in self.prelude:
             x = block(x, signal)
-        state = self._initial(x, draws)
+        state = self._initial(x, draws, part)
         if carried is not None:
             state = state + self.carried(rms_normalise(carried))
         state, left = self.loop(state, x, condition, text, iterations, backprop, exits)
@@ -160,12 +168,23 @@ class Generator(nn.Module):
         for k in range(iterations):
             without = backprop is not None and k < iterations - backprop
             with torch.no_grad() if without else nullcontext():
-                state = self.injection(state, given)
-                first = 0 if self.config.depth.share else k * self.config.core
-                for i in range(first, first + self.config.core):
-                    state = self.core[i](state, signals[k], prepared[i], text.mask)
+                given_to_pass = (k, state, given, signals[k], prepared, text.mask)
+                if self.checkpoint_passes and torch.is_grad_enabled():
+                    state = checkpoint(self._pass, *given_to_pass, use_reentrant=False)
+                else:
+                    state = self._pass(*given_to_pass)
             left[k + 1] = state
         return state, [left[k] for k in exits]
+
+    def _pass(
+        self, k: int, state: Tensor, given: Tensor, signal: Tensor, prepared: list[tuple[Tensor, Tensor]], mask: Tensor
+    ) -> Tensor:
+        """Pass ``k`` (from 0) through the core."""
+        state = self.injection(state, given)
+        first = 0 if self.config.depth.share else k * self.config.core
+        for i in range(first, first + self.config.core):
+            state = self.core[i](state, signal, prepared[i], mask)
+        return state
 
     def _pass_signals(self, condition: Tensor, iterations: int) -> list[Tensor]:
         """What the core's modulation reads at each pass."""
@@ -180,14 +199,15 @@ class Generator(nn.Module):
     def _signal(self, condition: Tensor) -> Tensor:
         return condition if self.projection is None else self.projection(F.silu(condition))
 
-    def _initial(self, given: Tensor, draws: torch.Generator | None) -> Tensor:
+    def _initial(self, given: Tensor, draws: torch.Generator | None, part: tuple[int, int] = (0, 1)) -> Tensor:
         kind = self.config.depth.initial
         if kind == "input":
             return given
         if kind == "zero":
             return torch.zeros_like(given)
-        shape = given.shape if draws is not None else (1, *given.shape[1:])
-        noise = torch.randn(shape, generator=draws or addressed("initial state", *shape)) * INITIAL_STD
+        index, of = part if draws is not None else (0, 1)
+        shape = (1 if draws is None else len(given) * of, *given.shape[1:])
+        noise = torch.randn(shape, generator=draws or addressed("initial state", *shape))[index::of] * INITIAL_STD
         return noise.to(given).expand_as(given)
 
     def _read(self, state: Tensor, condition: Tensor, signal: Tensor) -> Tensor:

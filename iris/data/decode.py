@@ -78,7 +78,16 @@ def pixels(dataset: datasets.Dataset, size: int, max_bad: float = 0.01) -> Decod
     return Decoded(images[:len(kept)], [captions[i] for i in kept], attributes, bad)
 
 
-def _decode_into(cell: dict[str, Any] | None, out: np.ndarray) -> str | None:
+def decode_image(cell: dict[str, Any] | None, size: int, where: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | str:
+    """One image cell {"bytes", "path"} as uint8 [size, size, 3], or, if it cannot be used, the problem in words.
+
+    The largest square is cut out, at ``where`` of the room there is for it (0: left or top, 0.5: centre), and resized.
+    """
+    out = np.empty((size, size, 3), np.uint8)
+    return _decode_into(cell, out, where) or out
+
+
+def _decode_into(cell: dict[str, Any] | None, out: np.ndarray, where: tuple[float, float] = (0.5, 0.5)) -> str | None:
     """Decode one image cell {"bytes", "path"} into ``out`` [size, size, 3]; the problem in words, or None."""
     from PIL import Image
 
@@ -88,7 +97,7 @@ def _decode_into(cell: dict[str, Any] | None, out: np.ndarray) -> str | None:
         with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]) as image:
             if min(image.size) < SMALLEST:
                 return f"{image.width}x{image.height} pixels, fewer than {SMALLEST} on a side"
-            out[:] = _square(_rgb(image), len(out))
+            out[:] = _square(_rgb(image), len(out), where)
     except FileNotFoundError:
         return "no such file"
     except Exception as error:      # Pillow's format readers raise nearly anything on damaged bytes, not only OSError
@@ -109,12 +118,15 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _square(image: Image, size: int) -> np.ndarray:
-    """The central square, resized bicubically with antialiasing: uint8 [size, size, 3]; untouched if it fits."""
+def _square(image: Image, size: int, where: tuple[float, float]) -> np.ndarray:
+    """A square of full height or width, resized bicubically with antialiasing: uint8 [size, size, 3].
+
+    Untouched if it fits.
+    """
     from PIL import Image
 
     if image.size != (size, size):
         side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
+        left, top = (image.width - side) * where[0], (image.height - side) * where[1]
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.asarray(image, np.uint8)

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,23 +160,23 @@ def _png(image: np.ndarray) -> bytes:
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def _parquet(request: Request) -> datasets.DatasetDict:
+def _parquet(request: Request, extra: Mapping[str, str] | None = None) -> datasets.DatasetDict:
     root, files = _existing(request), _parquet_files(request)
     by_split: dict[str, list[str]] = {}
     for file in files:
         split = _split_of(file.relative_to(root)) if len(files) > 1 else "train"
         by_split.setdefault(split, []).append(str(file))
-    return _from_files(request, "parquet", data_files=by_split)
+    return _from_files(request, "parquet", extra, data_files=by_split)
 
 
-def _folder(request: Request) -> datasets.DatasetDict:
+def _folder(request: Request, extra: Mapping[str, str] | None = None) -> datasets.DatasetDict:
     root = _existing(request)
     if not root.is_dir():
         raise SettingError(f"data.path must be a folder of images with metadata.csv or metadata.jsonl, not {root}")
     if not any(next(root.rglob(name), None) for name in METADATA):
         raise SettingError(f"data.path: {root} has no metadata.csv or metadata.jsonl (columns file_name and "
                            f"{request.text_column}) that gives the captions")
-    return _from_files(request, "imagefolder", data_dir=str(root))
+    return _from_files(request, "imagefolder", extra, data_dir=str(root))
 
 
 SOURCES: dict[str, Callable[[Request], datasets.DatasetDict]] = {
@@ -227,7 +227,7 @@ def _split_of(file: Path) -> str:
     return "train"
 
 
-def _from_files(request: Request, builder: str, **where: Any) -> datasets.DatasetDict:
+def _from_files(request: Request, builder: str, extra: Mapping[str, str] | None, **where: Any) -> datasets.DatasetDict:
     import datasets as hf
 
     try:
@@ -236,9 +236,23 @@ def _from_files(request: Request, builder: str, **where: Any) -> datasets.Datase
     except Exception as error:                  # HF wraps a bad file's error in its own kinds, several deep
         cause = error.__cause__ or error
         raise SettingError(f"data.path: {request.path} cannot be read as {request.name}: {cause}") from error
+    return arrange(request, splits, extra)
+
+
+def arrange(request: Request, splits: Mapping[str, datasets.Dataset],
+            extra: Mapping[str, str] | None = None) -> datasets.DatasetDict:
+    """Splits as they were read -> train and validation with the columns of every source; see ``load``.
+
+    ``extra``: further columns, wanted name -> name in the files.
+
+    Raises:
+        SettingError: no train split, a column that is missing or of the wrong kind, or no row left to train on.
+    """
+    import datasets as hf
+
     if "train" not in splits:
         raise SettingError(f"data.path: {request.path} has only the splits {', '.join(splits)}; train is needed")
-    splits = {name: _with_columns(request, part) for name, part in splits.items()}
+    splits = {name: _with_columns(request, part, extra or {}) for name, part in splits.items()}
     own = splits.get("validation", splits.get("test"))
     train, rows = splits["train"], len(splits["train"])
     # A row's place in this order depends on its number alone, so that the same rows validate in every trial.
@@ -276,12 +290,13 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _with_columns(request: Request, dataset: datasets.Dataset) -> datasets.Dataset:
-    """The source's columns renamed and checked: image, caption, row."""
+def _with_columns(request: Request, dataset: datasets.Dataset, extra: Mapping[str, str]) -> datasets.Dataset:
+    """The source's columns renamed and checked: image, caption, row, and those of ``extra``."""
     import datasets as hf
 
     image = "image" if request.name == "folder" else request.image_column
-    for setting, column in (("image_column", image), ("text_column", request.text_column)):
+    further = [(f"{name}_column", column) for name, column in extra.items()]
+    for setting, column in (("image_column", image), ("text_column", request.text_column), *further):
         if column not in dataset.column_names:
             raise SettingError(f"data.{setting}: {request.path} has no column '{column}'; its columns are "
                                f"{', '.join(dataset.column_names)}")
@@ -290,12 +305,16 @@ def _with_columns(request: Request, dataset: datasets.Dataset) -> datasets.Datas
             or getattr(kind, "dtype", None) in ("binary", "large_binary")):
         raise SettingError(f"data.image_column: column '{image}' of {request.path} holds {kind}, not images")
     captions = _captions(request, dataset)
+    columns = {name: (list(dataset[column]), dataset.features[column]) for name, column in extra.items()}
     dataset = dataset.select_columns([image])
     if image != "image":
         dataset = dataset.rename_column(image, "image")
     dataset = dataset.cast_column("image", hf.Image())
-    return dataset.add_column("caption", captions, feature=hf.Value("string")) \
-                  .add_column("row", np.arange(len(captions)), feature=hf.Value("int64"))
+    dataset = dataset.add_column("caption", captions, feature=hf.Value("string")) \
+                     .add_column("row", np.arange(len(captions)), feature=hf.Value("int64"))
+    for name, (values, feature) in columns.items():
+        dataset = dataset.add_column(name, values, feature=feature)
+    return dataset
 
 
 def _captions(request: Request, dataset: datasets.Dataset) -> list[str | None]:

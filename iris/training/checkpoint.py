@@ -1,26 +1,50 @@
-"""Checkpoints: everything the next step depends on, in one safetensors file, replaced atomically."""
+"""Checkpoints: everything the next step depends on, in safetensors files replaced atomically and checked when read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
+import re
+import shutil
+import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write ``tensors`` and the JSON-able ``about`` to a safetensors file, atomically."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write ``tensors`` and the JSON-able ``about`` to a safetensors file, atomically, with a checksum of both.
+
+    Raises:
+        OSError: the file cannot be written; the one before it stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"about": json.dumps(about)})
-    os.replace(temporary, path)
+    text = json.dumps(about)
+    try:
+        save_file(plain, temporary, metadata={"about": text, "sha256": _checksum(plain, text)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise _as_os_error(error, path) from error
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and ``about`` of a file written by ``save_tensors``.
 
     Raises:
@@ -28,7 +52,126 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-        return load_file(path), about
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+        tensors, text = load_file(path), metadata["about"]
+        about = json.loads(text)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+    # Files of earlier versions have no checksum; another name beside "about" is a damaged one.
+    if {**metadata, "about": None} not in ({"about": None}, {"about": None, "sha256": _checksum(tensors, text)}):
+        raise ValueError(f"{path}: not a readable checkpoint (its checksum is not its content's)")
+    return tensors, about
+
+
+def _checksum(tensors: dict[str, Tensor], about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _as_os_error(error: Exception, path: Path) -> OSError:
+    """safetensors reports a failed write as text that ends in "(os error 28)"."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else OSError(f"{path}: {error}")
+
+
+class Checkpoints:
+    """The last ``keep`` checkpoints of a folder, and the best.
+
+    The newest is checkpoint.safetensors, those before it checkpoint.1.safetensors and so on; best.safetensors is a copy
+    of the one that ``keep_best`` was called after.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._unreadable: list[Path] = []
+
+    def save(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Write the newest and let the oldest go. Nothing moves before the new file is whole on the disk.
+
+        Raises:
+            OSError: it could not be written; those on the disk stay as they are.
+        """
+        fresh = self._path("new")
+        save_tensors(fresh, tensors, about)
+        for path in self._unreadable:       # they must not push a readable one out
+            path.unlink(missing_ok=True)
+        self._unreadable = []
+        for older, newer in pairwise(reversed([self._path(k) for k in range(self.keep)])):
+            if newer.exists():
+                os.replace(newer, older)
+        os.replace(fresh, self._path(0))
+
+    def keep_best(self) -> None:
+        """Make the newest checkpoint the best one; ``save`` leaves it alone."""
+        temporary = self.folder / f".{BEST}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self._path(0), temporary)
+        except OSError:                     # no hard links on this file system
+            shutil.copyfile(self._path(0), temporary)
+        os.replace(temporary, self.folder / BEST)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that can be read, None if there is none at all; those that cannot be are warned of.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        numbered = self.folder.glob(self._path("[0-9]*").name)
+        present = [self._path(0), *sorted(numbered, key=lambda path: int(path.name.split(".")[1]))]
+        for path in [path for path in present if path.exists()]:
+            try:
+                return load_tensors(path)
+            except ValueError as error:
+                self._unreadable.append(path)
+                warnings.warn(f"{error}; the checkpoint before it is used", RuntimeWarning, stacklevel=2)
+        if self._unreadable:
+            raise ValueError(f"{self.folder}: no readable checkpoint among "
+                             f"{', '.join(path.name for path in self._unreadable)}; remove them to start anew")
+        return None
+
+    def _path(self, number: int | str) -> Path:
+        return self.folder / (CHECKPOINT if number == 0 else CHECKPOINT.replace(".", f".{number}.", 1))
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights that a checkpoint of ``fit`` holds, with the buffers and frozen weights beside them.
+
+    Raises:
+        ValueError: as ``load_tensors``.
+    """
+    tensors, _ = load_tensors(path)
+    parts = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+             for prefix in ("model.", "average.")}
+    return parts["model."] | parts["average."]
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of the global generators of torch, CUDA, numpy and Python, as tensors.
+
+    Tasks draw from addressed generators and need none of them; a mixer with dropout, or a task from elsewhere, may.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words),
+        "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+    }
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+
+
+def restore_random_state(state: dict[str, Tensor]) -> None:
+    """What ``random_state`` gave; the CUDA state is left alone where there is no such device."""
+    torch.set_rng_state(state["torch"])
+    has_gauss, gauss = state["python_gauss"].tolist()
+    random.setstate((3, tuple(state["python"].tolist()), gauss if has_gauss else None))
+    position, has_gauss, cached = state["numpy_rest"].tolist()
+    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -13,6 +13,7 @@ from iris.errors import SettingError
 from iris.generator import Evaluation, Generator, GeneratorConfig
 from iris.randomness import generator as addressed
 from iris.text import TextCondition
+from iris.training.loop import WHOLE, Part
 
 RATE_STD = 0.5  # Huginn's sigma
 LONGEST = 4  # times model.iterations: bounds a step's memory, and shortens 0.2% of the draws at 8 passes, 3% at 1
@@ -60,8 +61,10 @@ def passes_of(config: GeneratorConfig, seed: int, step: int) -> Passes:
     return Passes()
 
 
-def evaluate(generator: Generator, z: Tensor, t: Tensor, text: TextCondition, seed: int, step: int) -> Evaluation:
-    """The evaluation that training step ``step`` learns from, as the generator's depth.* says.
+def evaluate(
+    generator: Generator, z: Tensor, t: Tensor, text: TextCondition, seed: int, step: int, part: Part = WHOLE
+) -> Evaluation:
+    """The evaluation that step ``step`` learns from, as the generator's depth.* says; z, t and text are its ``part``.
 
     With depth.carry an addressed draw lets half of the steps start from the state that an evaluation of the same latent
     without gradient ended in, so that both beginnings met in sampling are trained: the first step's, and a later one's
@@ -72,7 +75,7 @@ def evaluate(generator: Generator, z: Tensor, t: Tensor, text: TextCondition, se
 
     def once(carried: Tensor | None, exits: tuple[int, ...]) -> Evaluation:
         return generator.evaluate(z, t, text, passes.iterations, carried=carried, backprop=depth.backprop, exits=exits,
-                                  draws=addressed(seed, "state", step))
+                                  draws=addressed(seed, "state", step), part=part)
 
     carried = None
     if depth.carry and torch.rand((), generator=addressed(seed, "carry", step)) < CARRY_SHARE:

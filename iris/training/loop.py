@@ -1,50 +1,93 @@
-"""The training loop: whatever is trained, this runs it, keeps it safe and says how it goes."""
+"""The training loop: whatever is trained, this runs it, keeps it safe and says how it goes.
+
+``fit`` is the loop, top to bottom; ``Run`` (``iris.training.run``) is the state between two steps. A step is the same
+whether one process takes the whole batch, or several do, or one in several parts: the task draws everything for the
+global batch at the step's address, and each part takes its rows.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from iris.training.checkpoint import load_tensors, save_tensors
+from iris.errors import SettingError, require_choice
+from iris.training.checkpoint import CHECKPOINT
 from iris.training.files import write_atomically
-from iris.training.optimiser import Optimisers, OptimiserSettings, learning_rate_at
+from iris.training.optimiser import OptimiserSettings, learning_rate_at
+from iris.training.part import WHOLE, Part
+from iris.training.run import Run
+from iris.training.safety import NonFiniteLoss, Signals, explained_disk, explained_loss_of_worker, explained_memory
 
-CHECKPOINT = "checkpoint.safetensors"
+__all__ = ["CHECKPOINT", "METRICS", "WHOLE", "LoopSettings", "NonFiniteLoss", "Part", "Task", "fit"]
+
 METRICS = "metrics.jsonl"
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the message has the step and the settings to look at."""
-
-
 class Task(Protocol):
-    """What is trained: weights, and a loss addressed by the step alone."""
+    """What is trained: weights, and a loss addressed by the step alone.
+
+    Two methods more are used where they are there: ``describe(step) -> BatchFacts`` for messages, and ``validate() ->
+    float``, lower is better, called each ``validate_every`` steps with the averaged weights in ``module``.
+    """
 
     module: nn.Module
-    batch: int
+    batch: int      # rows of a step, over all processes and parts
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (a scalar) of step ``step`` and extra values to log. All randomness is addressed by ``step``."""
+    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss (a scalar) of the rows ``part`` of step ``step``, and extra scalars to log.
+
+        All randomness is drawn for the global batch, addressed by ``step``, and then sliced.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how watched. ``ema`` is the decay of the averaged weights at the end of its warm-up."""
+    """How long, how computed, how watched and how kept.
+
+    Attributes:
+        ema: decay of the averaged weights at the end of its warm-up.
+        precision: no (float32), bf16, fp16 (with a scaled loss; GPU only).
+        accumulate: parts that each process adds up in a step: less memory, the same result.
+        compile: torch.compile the module's repeated blocks.
+        gradient_checkpointing: compute the core's passes again in the backward instead of keeping them.
+        keep: checkpoints kept beside the best.
+        skip_nonfinite: steps with a loss or gradient that is not finite that are skipped before one stops the run.
+        device: cpu, auto, or a torch device type.
+        validate_every: steps between two calls of the task's ``validate`` (0: never).
+
+    Raises:
+        SettingError: a value that cannot be used.
+    """
 
     steps: int
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     ema: float = 0.995
     log_every: int = 10
     checkpoint_seconds: float = 20.0
+    precision: str = "no"
+    accumulate: int = 1
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    keep: int = 2
+    skip_nonfinite: int = 0
+    device: str = "cpu"
+    validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
+        least_values = {"accumulate": 1, "keep": 1, "log_every": 1, "skip_nonfinite": 0, "validate_every": 0}
+        for name, least in least_values.items():
+            if getattr(self, name) < least:
+                raise SettingError(f"train.{name}={getattr(self, name)} must be at least {least}")
 
 
 Observer = Callable[[dict[str, float]], None]
@@ -52,89 +95,73 @@ Observer = Callable[[dict[str, float]], None]
 
 def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = lambda row: None,
         meter: Callable[[], dict[str, float]] = dict) -> nn.Module:
-    """Train ``task.module`` in place and leave the averaged weights in it; returns it.
+    """Train ``task.module`` in place and leave the averaged weights in it; returns it, on the device that it came on.
 
-    State goes to ``folder``: a checkpoint at least each ``checkpoint_seconds``, and a line of metrics each ``log_every``
-    steps (with what ``meter`` returns then, and handed to ``observe``). Called again after a kill it continues at the checkpoint and ends with the
-    weights of an uninterrupted run, bit by bit on the same machine, because each step's randomness has an address.
+    State goes to ``folder``: a checkpoint at least each ``checkpoint_seconds``, and a line of metrics each
+    ``log_every`` steps (with what ``meter`` returns then, and handed to ``observe``). Called again after a kill it continues at the
+    checkpoint and ends with the weights of an uninterrupted run, bit by bit on the same machine, because each step's
+    randomness has an address. Started by torchrun, or by submitit with several tasks, the processes share each batch;
+    the first one writes, all of them read ``folder``.
 
     Raises:
         NonFiniteLoss: loss or gradient is not finite; weights stay at the last checkpoint.
+        OutOfMemory, DiskFull, LostWorker: as they say; the last checkpoint is there.
+        Stopped: SIGTERM, SIGUSR1 or SIGUSR2 came, and a checkpoint was written.
+        SettingError: a setting does not fit the task or the machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    module = task.module.train()
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}     # not a frozen text encoder's
-    optimisers = Optimisers(module, settings.optimiser)
-    average = {name: p.detach().clone() for name, p in trained.items()}
-    first = _resume(folder, module, optimisers, average)
-    module.zero_grad(set_to_none=True)
+    run = Run(task, settings, folder)
+    if run.main:
+        _cut_metrics(folder / METRICS, run.step)
     saved = logged = time.monotonic()
     since = 0
 
-    with open(folder / METRICS, "a") as metrics:
-        for step in range(first, settings.steps):
-            rate = learning_rate_at(step, settings.steps, settings.optimiser)
-            loss, extra = task.loss(step)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(list(trained.values()), settings.optimiser.clip)
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                raise NonFiniteLoss(
-                    f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}. Likely settings: "
-                    f"train.learning_rate={settings.optimiser.learning_rate}, train.clip={settings.optimiser.clip}, "
-                    f"train.optimiser={settings.optimiser.name}"
-                )
-            optimisers.step(rate)
-            _update_average(average, trained, settings.ema, step)
+    with (
+        open(folder / METRICS if run.main else os.devnull, "a") as metrics, Signals() as signals, run.compiled(),
+        explained_disk(folder, run.left),
+    ):
+        while run.step < settings.steps:
+            # Forward and backward of the whole batch. Until update() the weights are those of the last step.
+            rate = learning_rate_at(run.step, settings.steps, settings.optimiser)
+            with explained_memory(run.advice):
+                with explained_loss_of_worker(run.world, run.rescue):
+                    step = run.gradients(signals.pending)
+                if math.isfinite(step.loss) and math.isfinite(step.norm):
+                    run.update(rate)
+                else:
+                    run.skip(step)
+            run.step += 1
             since += task.batch
+            last = run.step == settings.steps
 
-            done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                now = time.monotonic()
-                row = {"step": done, "steps": settings.steps, "time": time.time(), "loss": loss.item(), "lr": rate,
-                       "grad_norm": norm.item(), "images_per_s": since / max(now - logged, 1e-9)}
-                row |= {name: value.item() for name, value in extra.items()} | meter()
-                metrics.write(json.dumps(row) + "\n")
-                metrics.flush()
-                observe(row)
+            # The averaged weights on the task's own measure; the best so far are kept.
+            value = None
+            if settings.validate_every and (last or run.step % settings.validate_every == 0):
+                value = run.validate()
+
+            # A row for whoever watches.
+            if last or value is not None or run.step % settings.log_every == 0:
+                extra, now = run.means(step.extras), time.monotonic()
+                row = {"step": run.step, "steps": settings.steps, "time": time.time(), "loss": step.loss, "lr": rate,
+                       "grad_norm": step.norm, "images_per_s": since / max(now - logged, 1e-9)}
+                row |= extra | ({} if value is None else {"validation": value})
+                row |= {"skipped": run.skipped} if run.skipped else {}
+                if run.main:
+                    row |= meter()
+                    metrics.write(json.dumps(row) + "\n")
+                    metrics.flush()
+                    observe(row)
                 logged, since = now, 0
-            if done == settings.steps or time.monotonic() - saved > settings.checkpoint_seconds:
-                _save(folder, module, optimisers, average, done)
+
+            # A checkpoint when it is time, at the end, and before a signal is obeyed.
+            if last or step.signal or time.monotonic() - saved > settings.checkpoint_seconds:
+                run.save()
                 saved = time.monotonic()
+            if step.signal:
+                run.accelerator.wait_for_everyone()
+                signals.hand_over(step.signal, f"{run.left()} of {settings.steps}. Run the same command again to go on")
 
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(average[name])
-    return module.eval()
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], trained: dict[str, nn.Parameter], decay: float, step: int) -> None:
-    """Exponential moving average whose horizon grows with the run, so that a short run is not dominated by its start."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.values()), list(trained.values()), weight)
-
-
-def _save(folder: Path, module: nn.Module, optimisers: Optimisers, average: dict[str, Tensor], step: int) -> None:
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    tensors |= {f"optimiser.{name}": value for name, value in optimisers.tensors().items()}
-    save_tensors(folder / CHECKPOINT, tensors, {"step": step})
-
-
-def _resume(folder: Path, module: nn.Module, optimisers: Optimisers, average: dict[str, Tensor]) -> int:
-    """Load the checkpoint, if any; cut metrics after it. Returns the first step to run."""
-    path = folder / CHECKPOINT
-    step = 0
-    if path.exists():
-        tensors, about = load_tensors(path)
-        part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
-        module.load_state_dict(part("model."))
-        for name, value in part("average.").items():
-            average[name].copy_(value)
-        optimisers.load_tensors(part("optimiser."))
-        step = about["step"]
-    _cut_metrics(folder / METRICS, step)
-    return step
+    return run.finish()
 
 
 def _cut_metrics(path: Path, step: int) -> None:

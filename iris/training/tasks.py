@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from iris.latents.vae import VAE
 from iris.randomness import generator
 from iris.text import TextEncoder
 from iris.training.depth import check_depth, depth_loss, evaluate
+from iris.training.loop import WHOLE, Part
+from iris.training.safety import BatchFacts
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -27,9 +30,19 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
     positions = torch.arange(step * batch, (step + 1) * batch)
     parts = []
     for epoch in range(int(positions[0]) // count, int(positions[-1]) // count + 1):
-        order = torch.randperm(count, generator=generator(seed, "order", epoch))
-        parts.append(order[positions[positions // count == epoch] % count])
+        parts.append(_order(count, seed, epoch)[positions[positions // count == epoch] % count])
     return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """An epoch's permutation, kept while it lasts: of a million rows it takes 10 ms."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are, and its batches go."""
+    return next(module.parameters()).device
 
 
 @dataclass
@@ -43,11 +56,21 @@ class VAETask:
     kl_weight: float
     detail_weight: float
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = to_images(self.pixels[batch_indices(len(self.pixels), self.batch, self.seed, step)])
-        shape = (len(images), self.module.channels, *self.module.grid(*images.shape[-2:]))
-        noise = torch.randn(shape, generator=generator(self.seed, "posterior", step))
+    def rows(self, step: int) -> Tensor:
+        """Which images step ``step`` takes."""
+        return batch_indices(len(self.pixels), self.batch, self.seed, step)
+
+    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        place = device_of(self.module)
+        images = to_images(self.pixels[part.take(self.rows(step))].to(place))
+        shape = (self.batch, self.module.channels, *self.module.grid(*images.shape[-2:]))
+        noise = part.take(torch.randn(shape, generator=generator(self.seed, "posterior", step))).to(place)
         return vae_loss(self.module, images, noise, self.kl_weight, self.detail_weight)
+
+    def describe(self, step: int) -> BatchFacts:
+        """What a message about step ``step`` names."""
+        weights = {"latent.kl_weight": self.kl_weight, "latent.detail_weight": self.detail_weight}
+        return BatchFacts(self.rows(step).tolist(), tuple(self.pixels.shape[1:]), weights)
 
 
 class TextToLatent(nn.Module):
@@ -96,20 +119,32 @@ class FlowTask:
         check_weight(self.loss_weight, self.min_snr_gamma)
         check_depth(self.module.generator.config, self.steps)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = batch_indices(len(self.latents), self.batch, self.seed, step)
-        clean, captions = self.latents[chosen], self.captions[chosen]
+    def rows(self, step: int) -> Tensor:
+        """Which latents and captions step ``step`` takes."""
+        return batch_indices(len(self.latents), self.batch, self.seed, step)
+
+    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        place, chosen = device_of(self.module), part.take(self.rows(step))
+        clean, captions = self.latents[chosen].to(place), self.captions[chosen]
         dropped = torch.rand(self.batch, generator=generator(self.seed, "dropout", step)) < self.caption_dropout
-        captions = torch.where(dropped[:, None], self.null, captions)
-        t = self.times.draw(self.batch, generator(self.seed, "time", step))
-        noise = torch.randn(clean.shape, generator=generator(self.seed, "noise", step))
+        captions = torch.where(part.take(dropped)[:, None], self.null, captions).to(place)
+        t = part.take(self.times.draw(self.batch, generator(self.seed, "time", step))).to(place)
+        shape = (self.batch, *clean.shape[1:])
+        noise = part.take(torch.randn(shape, generator=generator(self.seed, "noise", step))).to(place)
         text = self.module.text(captions)
-        evaluation = evaluate(self.module.generator, interpolate(clean, noise, t), t, text, self.seed, step)
+        z = interpolate(clean, noise, t)
+        evaluation = evaluate(self.module.generator, z, t, text, self.seed, step, part)
 
         def error(predicted: Tensor, target: Tensor) -> Tensor:
             return weighted_error(predicted, target, t, self.loss_weight, self.min_snr_gamma)
 
         return depth_loss(evaluation, noise - clean, error, step, self.steps)
+
+    def describe(self, step: int) -> BatchFacts:
+        """What a message about step ``step`` names."""
+        settings = {"train.loss_weight": self.loss_weight, "train.time": self.times.kind,
+                    "model.iterations": self.module.generator.config.iterations}
+        return BatchFacts(self.rows(step).tolist(), tuple(self.latents.shape[1:]), settings)
 
 
 @torch.no_grad()
@@ -118,13 +153,13 @@ def validation_loss(task: FlowTask, batches: int = 8) -> float:
 
     Times and noise are addressed apart from training's, and are the same for every trial with the task's seed.
     """
-    total, count = 0.0, 0
+    total, count, place = 0.0, 0, device_of(task.module)
     for step in range(min(batches, max(1, len(task.latents) // task.batch))):
         part = slice(step * task.batch, (step + 1) * task.batch)
-        clean = task.latents[part]
-        t = TimeSampling().draw(len(clean), generator(task.seed, "validation time", step))
-        noise = torch.randn(clean.shape, generator=generator(task.seed, "validation noise", step))
-        predicted = task.module(interpolate(clean, noise, t), t, task.captions[part])
+        clean = task.latents[part].to(place)
+        t = TimeSampling().draw(len(clean), generator(task.seed, "validation time", step)).to(place)
+        noise = torch.randn(clean.shape, generator=generator(task.seed, "validation noise", step)).to(place)
+        predicted = task.module(interpolate(clean, noise, t), t, task.captions[part].to(place))
         total += velocity_loss(predicted, clean, noise, t).item() * len(clean)
         count += len(clean)
     return total / count

@@ -1,0 +1,240 @@
+"""Two processes on gloo: the single process's loss curve, also after a kill, started by torchrun and by submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from iris.depth import Depth
+from iris.generator import Generator, GeneratorConfig
+from iris.randomness import initialise
+from iris.text import Vocabulary, WordEncoder
+from iris.training.checkpoint import CHECKPOINT, load_tensors
+from iris.training.loop import METRICS, LoopSettings, fit
+from iris.training.optimiser import OPTIMISERS, OptimiserSettings
+from iris.training.tasks import FlowTask, TextToLatent
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH, WORLD = 50, 8, 2
+CAPTIONS = ["a red circle", "a blue square", "two stars", "a circle"]
+# Of losses, relative. Muon's Newton-Schulz iteration is in bfloat16, so that a last bit of a gradient can move an
+# update by 1e-3 of itself: measured 8e-5, and 1e-7 with AdamW.
+TOLERANCE = {"adamw": 1e-4, "muon": 1e-3}
+LOST = 7        # exit code of a process that noticed another's end
+
+
+def small_task(depth: Depth) -> FlowTask:
+    """Sixteen latents and captions, some thousand parameters."""
+    text = WordEncoder(Vocabulary.from_captions(CAPTIONS, 6), 12, layers=1)
+    config = GeneratorConfig(channels=3, text_width=12, dim=16, heads=2, prelude=1, core=1, coda=1, iterations=2,
+                             ffn_ratio=2.0, mixer="grfm", depth=depth)
+    module = initialise(TextToLatent(text, Generator(config)), 0)
+    latents = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return FlowTask(module, latents, text.tokenise(CAPTIONS * 4), text.tokenise([""])[0], batch=BATCH, seed=0,
+                    caption_dropout=0.2, loss_weight="none", steps=STEPS)
+
+
+def train(folder: Path, optimiser: str = "muon", depth: Depth = Depth(),
+          observe: Callable[[dict], None] = lambda row: None, seconds: float = 1e9, **changes) -> None:
+    """The run whose curve is compared; what each process ends with is saved beside it."""
+    chosen = OptimiserSettings(optimiser, 3e-3)
+    settings = LoopSettings(STEPS, chosen, log_every=1, checkpoint_seconds=seconds, **changes)
+    module = fit(small_task(depth), settings, folder, observe)
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+    torch.save(weights, folder / f"rank{os.environ.get('RANK', 0)}.pt")
+
+
+def torchrun_environment(rank: int, port: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def submitit_environment(rank: int, port: int) -> dict[str, str]:
+    return {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "12", "SUBMITIT_LOCAL_NTASKS": str(WORLD),
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1", "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_GLOBALID": str(rank),
+            "SUBMITIT_LOCAL_LOCALID": str(rank), "MASTER_PORT": str(port)}
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def together(work: Callable[[int], object], environment=torchrun_environment, timeout: float = 90) -> list[int]:
+    """Do ``work(rank)`` in two forked processes (torch is loaded already); their exit codes, negative for a signal."""
+    port, children = free_port(), []
+    for rank in range(WORLD):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ.update(environment(rank, port) | {"OMP_NUM_THREADS": "1"})
+                torch.set_num_threads(1)
+                work(rank)
+                code = 0
+            except SystemExit as left:
+                code = left.code
+            except BaseException as error:
+                code = LOST if type(error).__name__ == "LostWorker" else 1
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + timeout
+    while len(codes) < WORLD:
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def check_same_curve(folder: Path, other: Path, optimiser: str = "muon") -> None:
+    rows, others = logged(folder), logged(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == list(range(1, STEPS + 1))
+    assert all(rows[k].keys() == others[k].keys() for k in range(STEPS))
+    for name in [key for key in rows[0] if key.startswith("loss")]:
+        expected = pytest.approx([row[name] for row in others], rel=TOLERANCE[optimiser])
+        assert [row[name] for row in rows] == expected, name
+
+
+def ends(folder: Path) -> list[dict[str, torch.Tensor]]:
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+
+
+def check_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit by bit."""
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def at(step: int, act: Callable[[], object]) -> Callable[[dict], None]:
+    return lambda row: act() if row["step"] == step else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """In each process: more than there are cores would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of runs by one process."""
+    made: dict[str, Path] = {}
+
+    def make(**how) -> Path:
+        if str(how) not in made:
+            made[str(how)] = tmp_path_factory.mktemp("single")
+            train(made[str(how)], **how)
+        return made[str(how)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by two processes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("pair")
+    assert together(lambda rank: train(folder)) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_two_processes_follow_one(optimiser, single, tmp_path):
+    """And hold the same weights: each makes Muon's update of the same averaged gradient."""
+    assert together(lambda rank: train(tmp_path, optimiser)) == [0, 0]
+    check_same_curve(tmp_path, single(optimiser=optimiser), optimiser)
+    check_equal(*ends(tmp_path))
+
+
+@pytest.mark.parametrize("how", [
+    {"depth": Depth(carry=True)}, {"depth": Depth(training="exits")}, {"accumulate": 2, "gradient_checkpointing": True},
+    {"depth": Depth(initial="noise", training="drawn")},
+], ids=["carry", "exits", "accumulated and recomputed", "noise and drawn"])
+def test_every_kind_of_step_can_be_shared(how, single, tmp_path):
+    """Also those that leave some weights without gradient."""
+    assert together(lambda rank: train(tmp_path, "adamw", **how)) == [0, 0]
+    check_same_curve(tmp_path, single(optimiser="adamw", **{k: v for k, v in how.items() if k == "depth"}), "adamw")
+    check_equal(*ends(tmp_path))
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_is_noticed_and_the_pair_continues(killed, pair, single, tmp_path):
+    """kill -9 of either; the first one, when it is left, saves the step it has reached."""
+    def work(rank: int) -> None:
+        task_at = at(23, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        if rank == killed == 0:
+            train(tmp_path, observe=task_at, seconds=0.0)
+        elif rank == killed:
+            losses, loss = [], FlowTask.loss
+            FlowTask.loss = lambda *given: losses.append(1) or (task_at({"step": len(losses)}), loss(*given))[1]
+            train(tmp_path, seconds=1e9)
+        else:
+            train(tmp_path, seconds=0.0 if killed == 0 else 1e9)
+
+    codes = together(work)
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == LOST
+    assert load_tensors(tmp_path / CHECKPOINT)[1]["step"] == 22
+    assert together(lambda rank: train(tmp_path)) == [0, 0]
+    check_same_curve(tmp_path, single(optimiser="muon"))
+    check_equal(*ends(tmp_path))
+    check_equal(ends(tmp_path)[0], ends(pair)[0])
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(pair, tmp_path):
+    def work(rank: int) -> None:
+        stop = at(23, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train(tmp_path, observe=stop)
+
+    assert together(work) == [143, 143]
+    assert load_tensors(tmp_path / CHECKPOINT)[1]["step"] == 24
+    assert together(lambda rank: train(tmp_path)) == [0, 0]
+    check_equal(ends(tmp_path)[1], ends(pair)[0])
+
+
+def test_submitit_starts_a_pair(pair, tmp_path):
+    assert together(lambda rank: train(tmp_path), submitit_environment) == [0, 0]
+    check_equal(torch.load(tmp_path / "rank0.pt"), ends(pair)[0])
+
+
+def test_torchrun_starts_a_pair(pair, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(f"import pathlib, sys\nsys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
+                      f"import test_ddp\ntest_ddp.train(pathlib.Path({str(tmp_path)!r}))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--master-addr",
+               "127.0.0.1", "--master-port", str(free_port()), str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    check_equal(*ends(tmp_path))
+    check_equal(ends(tmp_path)[0], ends(pair)[0])
+
+
+def test_a_batch_that_cannot_be_shared_is_named(tmp_path, capfd):
+    assert together(lambda rank: train(tmp_path, accumulate=3)) == [1, 1]
+    assert "train.batch=8 must be a multiple of 6: 2 processes times train.accumulate=3" in capfd.readouterr().err
