@@ -339,7 +339,8 @@ def analyse(
     _check(values, baseline, better, practical, scale)
     clean = {arm: _finite(seeds) for arm, seeds in values.items()}
     positive = all(v > 0 for seeds in clean.values() for v in seeds.values())
-    log = positive if scale is None and metric in LOG_METRICS else scale == "log"
+    ratio = metric in LOG_METRICS or metric.startswith("fid_at_")
+    log = positive if scale is None and ratio else scale == "log"
     if log and not positive:
         raise ValueError(f"scale log needs positive values of {metric}")
     working = {arm: {s: math.log(v) if log else v for s, v in seeds.items()} for arm, seeds in clean.items()}

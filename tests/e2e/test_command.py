@@ -301,7 +301,7 @@ def refused(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
 
 @pytest.mark.parametrize(("overrides", "words"), [
     (["grid=mixer"], ["grid='mixer'", "did you mean mixers?", "pathways"]),
-    (["grid=depth", "model.mixer=grmf"], ["model.mixer='grmf'", "grfm, attention, fourier, recurrence, spatial"]),
+    (["grid=depth", "model.mixer=grmf"], ["model.mixer='grmf'", "grfm, attention, linear_attention", "my_module:MyMixer"]),
     (["grid=mixers", "train.stepz=5"], ["train.stepz", "did you mean train.steps?"]),
     (["grid=mixers", "train.steps=-5"], ["train.steps=-5", "at least 1"]),
     (["grid=mixers", "seeds=[]"], ["seeds=[]", "[0,1,2]"]),
