@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import types
-import typing
-from dataclasses import dataclass, field
-from typing import Any, Union
+from dataclasses import dataclass
 
 from iris.depth import Depth
-from iris.errors import SettingError
 from iris.mixers import OPTION_GROUPS, AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
+from iris.settings import build, flatten, number, one_of, suggestion
 
-
-def number(low: float, high: float | None = None, above: bool = False) -> Any:
-    """A numeric field with bounds; ``above`` makes the lower one exclusive."""
-    return field(metadata={"low": low, "high": high, "above": above})
-
-
-def one_of(*choices: str) -> Any:
-    """A string field with a fixed set of values."""
-    return field(metadata={"choices": choices})
+__all__ = ["MODEL_TEXT", "TRIAL_GROUPS", "Settings", "build", "flatten", "number", "one_of", "suggestion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,72 +185,3 @@ MODEL_TEXT = ("text", "text_source", "text_width", "text_length", "text_layers")
 
 # What a trial's result depends on; the rest says where and how it runs.
 TRIAL_GROUPS = ("data", "latent", "model", "depth", *OPTION_GROUPS, "train", "sample", "judge", "measure")
-
-
-def build(kind: type, values: dict[str, Any], where: str = "") -> Any:
-    """A dataclass of ``kind`` from nested plain values.
-
-    Raises:
-        SettingError: an unknown or missing key, a value of the wrong type or out of range; names key and what is allowed.
-    """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        if key not in fields:
-            raise SettingError(f"{where}{key} is not a setting{suggestion(str(key), fields)}; allowed: {', '.join(fields)}")
-    missing = [name for name in fields if name not in values]
-    if missing:
-        raise SettingError(f"{where}{missing[0]} is missing")
-    made = {
-        name: _value(f"{where}{name}", hints[name], values[name], fields[name].metadata) for name in fields
-    }
-    return kind(**made)
-
-
-def suggestion(key: str, known: typing.Iterable[str]) -> str:
-    """" (did you mean …?)" when a known word is close, else nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _value(name: str, hint: Any, value: Any, bounds: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise SettingError(f"{name}={value!r} must be a group of settings")
-        return build(hint, value, f"{name}.")
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is Union else (hint,)
-    if value is None and type(None) in options:
-        return None
-    if float in options and isinstance(value, int) and not isinstance(value, bool) and int not in options:
-        value = float(value)
-    if not isinstance(value, options) or (isinstance(value, bool) and bool not in options):
-        wanted = " or ".join("null" if o is type(None) else o.__name__ for o in options)
-        raise SettingError(f"{name}={value!r} must be {wanted}")
-    if "choices" in bounds and value not in bounds["choices"]:
-        raise SettingError(
-            f"{name}={value!r} is unknown{suggestion(str(value), bounds['choices'])}; allowed: {', '.join(bounds['choices'])}"
-        )
-    if "low" in bounds:
-        _check_bounds(name, value, bounds)
-    return value
-
-
-def _check_bounds(name: str, value: float, bounds: Any) -> None:
-    low, high = bounds["low"], bounds["high"]
-    if not math.isfinite(value):
-        raise SettingError(f"{name}={value} must be a finite number")
-    if value < low or (bounds["above"] and value == low):
-        raise SettingError(f"{name}={value} must be {'above' if bounds['above'] else 'at least'} {low}")
-    if high is not None and value > high:
-        raise SettingError(f"{name}={value} must be at most {high}")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

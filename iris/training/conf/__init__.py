@@ -1,0 +1,1 @@
+"""The configuration of ``python -m iris.training``; Hydra finds it as a module."""

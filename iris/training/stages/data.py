@@ -1,0 +1,161 @@
+"""A stage's pictures, captions and classes: opened, identified, stored once, and read by the row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from iris.data import WORLDS, SourceSettings, open_source
+from iris.data import fingerprint as world_fingerprint
+from iris.data import settings as source_settings
+from iris.data.latent_cache import CachedLatents
+from iris.data.source import Source
+from iris.data.table import Table
+from iris.errors import SettingError
+from iris.training.files import write_json
+from iris.training.settings import Data
+from iris.training.stages.parts import digest
+
+ABOUT, PIXELS = "about.json", "pixels.bin"
+CHUNK = 256             # rows decoded at once
+WORLD_CLASS = "shape"   # the attribute that is a drawn picture's class, unless data.label_column names another
+
+
+def described(data: Data, split: str) -> SourceSettings:
+    """The settings of one split.
+
+    Raises:
+        SettingError: a value that cannot be used; random crops, of which a store would hold one each.
+    """
+    given = {name: value for name, value in asdict(data).items() if name != "name"}
+    chosen = source_settings(data.name, split=split, **given)
+    if chosen.crop != "centre":
+        raise SettingError(f"data.crop={chosen.crop}: stages store their pictures and latents once; allowed: centre")
+    return chosen
+
+
+def with_classes(data: Data) -> Data:
+    """The same rows with their class numbers, where a drawn world has them."""
+    drawn = data.name in WORLDS and data.label_column is None
+    return replace(data, label_column=WORLD_CLASS) if drawn else data
+
+
+def opened(chosen: SourceSettings) -> Source:
+    """The source of these settings."""
+    given = {name: value for name, value in vars(chosen).items() if name != "name"}
+    return open_source(chosen.name, **given)
+
+
+def held_out(data: Data) -> SourceSettings | None:
+    """The validation split, where there is one: not of streams, nor when data.validation is 0."""
+    chosen = described(data, "validation")
+    streamed = chosen.name == "tar" or (chosen.name == "hub" and chosen.streaming)
+    return None if streamed or data.validation == 0 else chosen
+
+
+def fingerprint(chosen: SourceSettings) -> str:
+    """16 hex digits of what determines a source's examples; of a drawn world without drawing it."""
+    if chosen.name not in WORLDS:
+        return opened(chosen).fingerprint()
+    counts = {name: getattr(chosen, name) for name in ("train", "validation", "heldout")}
+    counts = {name: count if name == chosen.split else 0 for name, count in counts.items()}
+    world = world_fingerprint(chosen.name, size=chosen.size, seed=chosen.seed, **counts)
+    return digest([world, chosen.split, chosen.label_column, chosen.score_column, chosen.min_score])
+
+
+def size_of(chosen: SourceSettings) -> int:
+    """Side of the pictures in pixels."""
+    return chosen.size or WORLDS[chosen.name].size
+
+
+class Pixels:
+    """Pictures uint8 [N, size, size, 3] on disk; ``pixels[rows]`` reads them as a tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PIXELS
+        self.shape = tuple(json.loads((folder / ABOUT).read_text())["shape"])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        # Mapped anew each time: what a held map has touched counts as this process's memory, in the end the whole file.
+        mapped = np.memmap(self._path, np.uint8, "r", shape=self.shape)
+        return torch.from_numpy(np.array(mapped[rows if isinstance(rows, slice) else rows.numpy()]))
+
+
+def store_pixels(chosen: SourceSettings, folder: Path, report: Callable[[int, int | None], None]) -> None:
+    """Decode every usable row once, in the source's order; at most data.train of a stream.
+
+    Args:
+        folder: of the result, for ``Pixels``; what is there whole stays.
+        report: called with the rows done, and how many there are where that is known.
+
+    Raises:
+        SettingError: a stream without data.train; no usable row, or too many damaged ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if (folder / ABOUT).exists():
+            return
+        source = opened(chosen)
+        total = len(source) if isinstance(source, Table) else chosen.train
+        if total is None:
+            each = f"{chosen.size**2 * 3 / 1000:.0f} kB"
+            raise SettingError(f"data.train is needed with data={chosen.name}: how many rows of {chosen.path} to store "
+                               f"at {each} each")
+        stream, done = islice(source.stream(shuffle=False), total), 0
+        with open(folder / PIXELS, "wb") as file:
+            while examples := list(islice(stream, CHUNK)):
+                file.write(np.stack([example.image for example in examples]).tobytes())
+                done += len(examples)
+                report(done, total)
+        if not done:
+            raise SettingError(f"data={chosen.name}: there is no usable row")
+        write_json(folder / ABOUT, {"shape": [done, *examples_shape(chosen)]})
+
+
+def examples_shape(chosen: SourceSettings) -> tuple[int, int, int]:
+    """Of one picture."""
+    return (size_of(chosen), size_of(chosen), 3)
+
+
+class Latents:
+    """Cached latents as a task reads them: ``latents[rows]`` float32 [len(rows), C, h, w]."""
+
+    def __init__(self, cache: CachedLatents) -> None:
+        self._cache, self.shape = cache, cache.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self._cache.latents(rows)
+
+
+def class_names(rows: list[dict[str, Any]], chosen: SourceSettings) -> list[str]:
+    """The class of each row: the name of its label where names are known, its caption where there are no labels.
+
+    Labels without names keep their captions if each label has one of its own, and else are named by their numbers.
+    """
+    captions, labels = [row["caption"] for row in rows], [row["label"] for row in rows]
+    if None in labels:
+        return captions
+    names = WORLDS[chosen.name].attributes.get(chosen.label_column) if chosen.name in WORLDS else chosen.labels
+    if names is None:
+        pairs = set(zip(labels, captions, strict=True))
+        own = len(pairs) == len(set(labels)) == len(set(captions))
+        return captions if own else [str(label) for label in labels]
+    wrong = next((label for label in labels if not 0 <= label < len(names)), None)
+    if wrong is not None:
+        raise SettingError(f"data.labels has {len(names)} names, but column '{chosen.label_column}' holds {wrong}")
+    return [names[label] for label in labels]

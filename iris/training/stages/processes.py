@@ -1,0 +1,80 @@
+"""The processes that train together: one of them, the first, prepares, speaks and writes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from iris.training.devices import make_accelerator
+
+Value = TypeVar("Value")
+POLL_SECONDS = 0.2
+
+
+class Place(NamedTuple):
+    """Where one of the processes is."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+
+class Processes:
+    """This process among those that torchrun, or submitit with several tasks, started.
+
+    Args:
+        device: train.device.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    @cached_property
+    def _place(self) -> Place:
+        """Joins the others."""
+        accelerator = make_accelerator(self._device, "no", 1)
+        return Place(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+    @property
+    def count(self) -> int:
+        """How many there are; 1 is known without loading Accelerate."""
+        started = any(name in os.environ for name in ("WORLD_SIZE", "SUBMITIT_EXECUTOR"))
+        return self._place.count if started else 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.count == 1 or self._place.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes.
+
+        Raises:
+            SettingError: there is no such device.
+        """
+        return self._place.device
+
+    def agree(self, value: Callable[[], Value]) -> Value:
+        """What the first process has to say, in all of them."""
+        if self.count == 1:
+            return value()
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value() if self.first else None])[0]
+
+    def prepared(self, made: Path, make: Callable[[], None]) -> None:
+        """The first process makes the file ``made``, the others wait for it, however long that takes.
+
+        A collective would give up after minutes; if the first process ends, torchrun and Slurm end the others.
+        """
+        if self.first:
+            make()
+        while not made.exists():
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,344 @@
+"""The command of training: each stage end to end, found again, gone on with after a kill, by two processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iris.pipeline import IrisPipeline
+from iris.sampling import SamplingSettings
+from iris.training.__main__ import main
+from iris.training.checkpoint import load_tensors
+from iris.training.progress import Progress
+from iris.training.stages import base
+from iris.training.stages.distill import students
+from iris.training.stages.vae import load_latent
+
+SMALL = ("scale=smoke", "log=none", "data.train=64", "data.validation=16", "model.dim=16", "model.heads=2",
+         "model.text_width=16", "latent.width=8", "train.checkpoint_seconds=0", "train.log_every=2")
+KILLED_AT = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose stages the tests share, as a person's commands in one folder do."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def train(*words: str, small: tuple[str, ...] = SMALL) -> list[str]:
+    """Run the command; what it printed, line by line, without times."""
+    file = io.StringIO()
+    with contextlib.redirect_stdout(file):
+        code = main([*small, *words])
+    assert code == 0, file.getvalue()
+    return [line.partition("] ")[2] for line in file.getvalue().splitlines()]
+
+
+def made(lines: list[str]) -> list[str]:
+    """The stages that a command made, by name."""
+    return [line.partition(":")[0] for line in lines if " is made in " in line or " goes on where it was in " in line]
+
+
+def folder_of(lines: list[str]) -> Path:
+    """Of the stage that was made last."""
+    return Path([line for line in lines if " in runs/stages/" in line and "done in" not in line][-1].rpartition(" ")[2])
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_images(folder: Path, captions: list[str], steps: int = 2) -> None:
+    """A pipeline that makes pictures."""
+    images = IrisPipeline.from_pretrained(folder).generate(captions, SamplingSettings(steps), 0)
+    assert images.shape == (len(captions), 32, 32, 3) and images.float().std() > 1
+
+
+def test_text_makes_its_vae_and_is_then_found(place, monkeypatch):
+    lines = train("stage=text", "out=model")
+    assert made(lines) == ["vae", "text"]
+    vae, text = (next(place.glob(f"runs/stages/{name}-*")) for name in ("vae", "text"))
+    assert lines[-2] == "weights   model" and lines[-1].startswith('use them  python -m iris --model model "')
+    check_images(place / "model", ["a large red circle"])
+    for name in ("model.safetensors", "latent.safetensors", "config.json"):
+        assert (place / "model" / name).read_bytes() == (text / "weights" / name).read_bytes()
+    rows = logged(text)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[-1]["loss"] < rows[0]["loss"]
+    assert [row["step"] for row in rows if "validation" in row] == [6, 12]
+    result = json.loads((text / "result.json").read_text())
+    assert result["built_on"] == {"vae": vae.name} and np.isfinite(result["metrics"]["validation"])
+    for folder, name in ((text, "samples"), (vae, "reconstructions")):
+        pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+        assert pictures == [f"{name}-000006.png", f"{name}-000012.png"]
+        assert np.asarray(Image.open(folder / "pictures" / pictures[-1])).std() > 1
+
+    monkeypatch.setattr(base, "fit", lambda *a: pytest.fail("trained again"))
+    again = train("stage=text", "out=other")
+    assert made(again) == [] and again[0] == f"text: {text.name} is finished, taken as it is"
+    check_images(place / "other", ["a blue square"])
+    assert train("stage=vae", "out=latent")[0].startswith(f"vae: {vae.name} is finished")
+
+
+def test_the_vae_of_a_command_of_its_own(place):
+    lines = train("stage=vae", "out=latent")
+    named = load_latent(place / "latent")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert named.name == "wavelet_vae" and named.latent.encode(images).shape == (2, 8, 8, 8)
+    assert lines[-1] == "use them  python -m iris.training stage=text vae=latent data=shapes"
+    vae = next(place.glob("runs/stages/vae-*"))
+    metrics, rows = json.loads((vae / "result.json").read_text())["metrics"], logged(vae)
+    assert set(metrics) == {"psnr", *(f"band_psnr/{band}" for band in ("cA", "cH", "cV", "cD"))}
+    assert {name: rows[-1][name] for name in metrics} == pytest.approx(metrics, abs=1e-3)
+    assert rows[-1]["psnr"] > rows[2]["psnr"]
+    # As the latent of another stage, by its folder: its weights identify it, not its place.
+    lines = train("stage=text", "vae=latent", "train.steps=2")
+    assert made(lines) == ["text"]
+    (place / "latent").rename(place / "moved")
+    assert made(train("stage=text", "vae=moved", "train.steps=2")) == []
+    saved = load_latent(folder_of(lines) / "weights").latent
+    assert torch.equal(saved.encode(images), named.latent.encode(images))
+
+
+def test_vae_with_every_term_that_needs_no_file(place):
+    lines = train("stage=vae", "adversarial.weight=0.1", "adversarial.layers=2", "adversarial.width=16",
+                  "reconstruction.bands=1,2,2,2", "latent=conv_vae", "train.steps=4")
+    folder = folder_of(lines)
+    assert {"discriminator", "generator"} <= set(logged(folder)[-1])
+    assert load_latent(folder / "weights").name == "conv_vae"
+
+
+def test_distil_the_text_stage(place):
+    lines = train("stage=distill", "student.steps=1,2,4", "out=student")
+    assert made(lines)[-1:] == ["distill"] and "text" not in made(lines)[1:]
+    folders = students(place / "student", (1, 2, 4))
+    assert folders == {1: place / "student/steps-1", 2: place / "student/steps-2", 4: place / "student"}
+    for steps, folder in folders.items():
+        check_images(folder, ["a large red circle", "a blue square"], steps)
+        assert any(f"--model {folder.relative_to(place)} --steps {steps} --sampler stochastic --guidance 1 " in line
+                   for line in lines[-3:])
+    train("stage=text", "out=teacher")
+    weights = [load_tensors(place / name / "model.safetensors")[0] for name in ("teacher", "student")]
+    assert weights[0].keys() == weights[1].keys()
+    changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert changed and all(name.startswith("generator.") for name in changed)
+    assert list((folder_of(lines) / "pictures").iterdir())
+
+
+def parquet(folder: Path, rows: int = 40) -> Path:
+    """Noise of three colours, with class numbers and scores from 0 to 9."""
+    from datasets import Dataset
+
+    draws, cells = np.random.default_rng(0), []
+    for i in range(rows):
+        pixels = draws.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 180
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        cells.append({"bytes": stream.getvalue(), "path": None})
+    columns = {"image": cells, "text": [f"a {('red', 'green', 'blue')[i % 3]} picture" for i in range(rows)],
+               "label": [i % 3 for i in range(rows)], "score": [float(i % 10) for i in range(rows)]}
+    Dataset.from_dict(columns).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+@pytest.fixture(scope="module")
+def files(place, tmp_path_factory) -> tuple[str, ...]:
+    """Words that name a parquet file."""
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield "data=parquet", f"data.path={parquet(place)}", "data.size=32", "data.train=null", "data.validation=8"
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
+    lines = train("stage=class", *files, "data.label_column=label", "data.labels=red,green,blue", "out=classes")
+    assert made(lines) == ["vae", "class"]
+    config = json.loads((place / "classes" / "config.json").read_text())
+    assert config["text"]["name"] == "labels" and sorted(config["text"]["classes"]) == ["blue", "green", "red"]
+    check_images(place / "classes", ["red", "blue"])
+
+    text = train("stage=text", *files, "from=classes", "train.steps=4")
+    assert made(text) == ["text"]
+    one, two = (load_tensors(folder / "model.safetensors")[0]["generator.input.weight"].flatten()
+                for folder in (place / "classes", folder_of(text) / "weights"))
+    assert torch.nn.functional.cosine_similarity(one, two, 0) > 0.9
+    check_images(folder_of(text) / "weights", ["a red picture"])
+
+    key = folder_of(text).name
+    selection = "data.score_column=score", "data.min_score=8"
+    scored = train("stage=aesthetic", *files, f"from={key}", *selection, "train.steps=4")
+    assert made(scored) == ["aesthetic"]
+    prepared = json.loads((folder_of(scored) / "prepared.json").read_text())
+    rows = [json.loads(line) for line in (Path(prepared["train"]) / "rows.jsonl").read_text().splitlines()]
+    assert rows and all(row["score"] >= 8 for row in rows)
+    before, after = (json.loads((folder_of(run) / "weights" / "config.json").read_text()) for run in (text, scored))
+    assert before == after
+
+    few = train("stage=distill", *files, "from=classes", "data.label_column=label", "data.labels=red,green,blue",
+                "student.method=shortcut", "student.steps=1,2", "train.steps=4")
+    assert made(few) == ["distill"]
+    for steps, folder in students(folder_of(few) / "weights", (1, 2)).items():
+        check_images(folder, ["red"], steps)
+
+
+def test_weights_that_do_not_fit_are_told(place, capsys):
+    train("stage=text", "out=model")
+    assert main([*SMALL, "stage=text", "from=model", "model.dim=24"]) == 2
+    assert "from=model: model.dim is 16 there and 24 here" in capsys.readouterr().err
+
+
+# -- kills and several processes ------------------------------------------------------------------------------------
+
+
+def together(work: Callable[[int], object], environments: list[dict[str, str]], timeout: float = 60) -> list[int]:
+    """Do ``work(rank)`` in forked processes (torch is loaded already); their exit codes, negative for a signal."""
+    children = []
+    for rank, environment in enumerate(environments):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ.update(environment)
+                torch.set_num_threads(1)
+                code = work(rank)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes, deadline = {}, time.monotonic() + timeout
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+def kill_at(stage: str, step: int) -> None:
+    """kill -9 of this process when ``stage`` has logged ``step``."""
+    training = Progress.training
+
+    def watched(self, work, row, batch):
+        training(self, work, row, batch)
+        if work == stage and row["step"] >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Progress.training = watched
+
+
+@pytest.mark.parametrize("stage", ["vae", "text", "class", "distill"])
+def test_a_killed_stage_continues_and_ends_the_same(stage, place, tmp_path, monkeypatch):
+    words = [f"stage={stage}"]
+    whole = _folder(place, words)
+    monkeypatch.chdir(tmp_path)
+
+    def work(rank: int) -> int:
+        kill_at(stage, KILLED_AT)
+        return main([*SMALL, *words])
+
+    assert together(work, [{}]) == [-signal.SIGKILL]
+    killed = tmp_path / "runs" / "stages" / whole.name
+    step = load_tensors(killed / "checkpoint.safetensors")[1]["step"]
+    assert KILLED_AT - 1 <= step < 12 and not (killed / "result.json").exists()
+    assert f"{stage}: {whole.name} goes on where it was in runs/stages/{whole.name}" in train(*words)
+    compared = sorted(path.relative_to(whole) for path in whole.rglob("weights/**/*.safetensors"))
+    assert compared
+    for path in compared:
+        tensors, others = load_tensors(whole / path)[0], load_tensors(killed / path)[0]
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+    for name in ("step", "loss", "grad_norm", "validation"):
+        assert [row.get(name) for row in logged(killed)] == [row.get(name) for row in logged(whole)]
+
+
+def _folder(place: Path, words: list[str]) -> Path:
+    """Of the stage that a command makes, or finds."""
+    line = [line for line in train(*words) if " is made in " in line or " is finished, " in line][-1]
+    return place / "runs" / "stages" / line.split()[1]
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capfd):
+    words = ["stage=text", "train.optimiser=adamw"]
+    alone = _folder(place, words)
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    port = free_port()
+    environments = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(2)]
+    assert together(lambda rank: main([*SMALL, *words, "out=model"]), environments) == [0, 0], capfd.readouterr().err
+    said = capfd.readouterr().out
+    assert said.count("weights   model") == 1 and said.count(" is made in ") == 2
+    both = tmp_path / "runs" / "stages" / alone.name
+    assert [row["step"] for row in logged(both)] == [row["step"] for row in logged(alone)]
+    assert [row["loss"] for row in logged(both)] == pytest.approx([row["loss"] for row in logged(alone)], rel=1e-2)
+    check_images(tmp_path / "model", ["a large red circle"])
+    assert together(lambda rank: main([*SMALL, *words, "train.batch=15"]), [
+        environment | {"MASTER_PORT": str(port + 1)} for environment in environments]) == [2, 2]
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and "train.batch=15 must be a multiple of 2: 2 processes" in said
+
+
+def test_rows_and_pictures_go_to_mlflow(monkeypatch):
+    seen: dict[str, list] = {"rows": [], "pictures": [], "ended": []}
+
+    class Recorder:
+        def __init__(self, key, settings, warn):
+            assert settings["train.steps"] == 12 and settings["key"] == key
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            seen["ended"].append(error[0])
+
+        def row(self, row):
+            seen["rows"].append(row["step"])
+
+        def picture(self, path, place):
+            seen["pictures"].append((path.name, place))
+
+    monkeypatch.setattr(base, "Tracker", Recorder)
+    train("stage=vae", "seed=5", "log=mlflow")
+    assert seen["rows"] == [2, 4, 6, 8, 10, 12] and seen["ended"] == [None]
+    assert seen["pictures"] == [(f"reconstructions-{step:06d}.png", "pictures") for step in (6, 12)]

@@ -1,0 +1,320 @@
+"""What stages are made of: progress, the MLflow run, stored pictures, classes, weights published or adopted."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from small_clip import save_clip
+from small_models import parameters_of, small_model
+
+from iris.data.source import Source
+from iris.errors import SettingError
+from iris.latents import build_latent
+from iris.pipeline import IrisPipeline
+from iris.randomness import initialise
+from iris.sampling import SamplingSettings
+from iris.text import CLIPText
+from iris.training.__main__ import main
+from iris.training.progress import Progress
+from iris.training.settings import settings_of
+from iris.training.stages.base import Watched, check_out, content_key, publish, save_grid
+from iris.training.stages.data import (
+    Pixels,
+    class_names,
+    described,
+    fingerprint,
+    held_out,
+    opened,
+    store_pixels,
+    with_classes,
+)
+from iris.training.stages.flow import adopt
+from iris.training.stages.vae import NamedLatent, load_latent, save_latent
+from iris.training.tracking import Tracker, metric_points
+
+ROW = {"step": 10, "steps": 40, "time": 1.0, "loss": 0.51234, "images_per_s": 100.0, "psnr": 21.04}
+
+
+def data_of(*words: str):
+    """Settings data.* of a command line."""
+    return settings_of(["stage=vae", "scale=smoke", *words]).data
+
+
+# -- progress -------------------------------------------------------------------------------------------------------
+
+
+def progress(now: list[float], **how) -> tuple[Progress, io.StringIO]:
+    file = io.StringIO()
+    console = Console(file=file, width=120, **how)
+    return Progress(console=console, every=5.0, clock=lambda: now[0]), file
+
+
+def test_plain_lines_say_step_loss_pace_and_time_left():
+    now = [0.0]
+    said, file = progress(now)
+    now[0] = 65.0
+    said.training("text", ROW, batch=20)
+    assert file.getvalue() == "[1:05] text 10/40 (25%), loss 0.5123, PSNR 21.0 dB, 100 images/s, 0:06 left\n"
+
+
+def test_plain_lines_are_few_but_the_last_is_there():
+    now = [0.0]
+    said, file = progress(now)
+    for step in range(1, 41):
+        now[0] += 0.5
+        said.training("text", ROW | {"step": step}, batch=20)
+    lines = file.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == ["1/40", "11/40", "21/40", "31/40", "40/40"]
+    assert "left" not in lines[-1]
+
+
+def test_the_time_left_of_other_work_comes_from_its_pace():
+    now = [0.0]
+    said, file = progress(now)
+    said.done("encoding", 10, 100)
+    now[0] = 10.0
+    said.done("encoding", 20, 100)
+    said.done("counting", 7)
+    assert file.getvalue().splitlines()[1:] == ["[0:10] encoding 20/100 (20%), 0:40 left", "[0:10] counting 7"]
+
+
+def test_a_terminal_gets_one_line_that_goes_and_sentences_that_stay():
+    now = [0.0]
+    said, file = progress(now, force_terminal=True)
+    with said:
+        said.training("text", ROW, batch=20)
+        said.say("done")
+    shown = file.getvalue()
+    assert "10/40" in shown and shown.rstrip().endswith("done") and "\x1b[" in shown
+
+
+def test_only_the_first_process_speaks():
+    file = io.StringIO()
+    silent = Progress(quiet=True, console=Console(file=file))
+    silent.say("hello")
+    silent.training("text", ROW, batch=2)
+    assert file.getvalue() == ""
+
+
+# -- MLflow ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_params_curves_and_pictures_and_is_gone_on_with(tmp_path):
+    from mlflow import MlflowClient
+
+    picture = tmp_path / "samples.png"
+    save_grid(picture, np.zeros((1, 8, 8, 3), np.uint8), 1)
+    rows = [{"step": step, "steps": 3, "time": 100.0 + step, "loss": 1.0 / step, "band_psnr/cA": 20.0}
+            for step in (1, 2, 3)]
+    problems: list[str] = []
+    told = problems.append
+    with pytest.raises(KeyboardInterrupt), Tracker("text-1", {"train.steps": 3}, told, root=tmp_path) as tracker:
+        tracker.row(rows[0])
+        tracker.row(rows[1])
+        raise KeyboardInterrupt
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("training").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED"
+    with Tracker("text-1", {"train.steps": 3}, told, root=tmp_path) as tracker:
+        for row in rows[1:]:        # step 2 again: it was behind the checkpoint
+            tracker.row(row)
+        tracker.picture(picture, "pictures")
+    (run,) = client.search_runs([experiment])
+    assert (run.info.status, run.info.run_name, run.data.params["train.steps"]) == ("FINISHED", "text-1", "3")
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [(p.step, p.value, p.timestamp) for p in points] == [(1, 1.0, 101000), (2, 0.5, 102000), (3, 1 / 3, 103000)]
+    assert len(client.get_metric_history(run.info.run_id, "band_psnr/cA")) == 3
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/samples.png"]
+    assert problems == []
+
+
+def test_what_mlflow_cannot_do_is_told_once_and_stops_nothing(tmp_path):
+    problems: list[str] = []
+    began = time.monotonic()
+    with Tracker("text-1", {}, problems.append, uri="nowhere://at/all", root=tmp_path) as tracker:
+        for step in range(1, 5):
+            tracker.row({"step": step, "steps": 4, "time": 0.0, "loss": 1.0})
+    assert len(problems) == 1 and "nowhere://at/all" in problems[0] and "training goes on" in problems[0]
+    assert time.monotonic() - began < 30
+
+
+def test_points_of_a_row():
+    row = {"step": 4, "steps": 9, "time": 2.5, "loss": 0.5, "gap (%)": 1, "bad": float("nan")}
+    assert metric_points(row) == [("loss", 0.5, 2500, 4), ("gap ___", 1.0, 2500, 4)]
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_stored_once_and_read_by_the_row(tmp_path, monkeypatch):
+    chosen = described(data_of("data.train=20"), "train")
+    reports = []
+    store_pixels(chosen, tmp_path, lambda done, total: reports.append((done, total)))
+    pixels, wanted = Pixels(tmp_path), opened(chosen).batch(range(20)).images
+    assert pixels.shape == (20, 32, 32, 3) and len(pixels) == 20 and reports == [(20, 20)]
+    assert np.array_equal(pixels[:].numpy(), wanted)
+    assert np.array_equal(pixels[torch.tensor([7, 3, 7])].numpy(), wanted[[7, 3, 7]])
+    monkeypatch.setattr(Source, "stream", lambda *a, **k: pytest.fail("stored again"))
+    store_pixels(chosen, tmp_path, lambda done, total: None)
+
+
+def test_a_stream_must_say_how_many_rows_to_store(tmp_path):
+    chosen = described(data_of("data=tar", f"data.path={tmp_path}", "data.size=32", "data.train=null"), "train")
+    (tmp_path / "0.tar").write_bytes(b"\0" * 1024)
+    with pytest.raises(SettingError, match=r"data\.train is needed with data=tar.* 3 kB each"):
+        store_pixels(chosen, tmp_path / "store", lambda done, total: None)
+
+
+def test_fingerprints_of_a_world_need_no_drawing(monkeypatch):
+    before = fingerprint(described(data_of("data.train=1000000"), "train"))
+    assert before == fingerprint(described(data_of("data.train=1000000"), "train"))
+    # What other splits have is another split's business.
+    assert before == fingerprint(described(data_of("data.train=1000000", "data.validation=7"), "train"))
+    others = [data_of("data.train=999999"), data_of("data.train=1000000", "data.seed=1"),
+              data_of("data.train=1000000", "data.size=64"), data_of("data.train=1000000", "data.label_column=colour")]
+    assert len({before, *(fingerprint(described(other, "train")) for other in others)}) == 5
+
+
+def test_which_data_are_held_out():
+    assert held_out(data_of()).split == "validation"
+    assert held_out(data_of("data.validation=0")) is None
+    assert held_out(data_of("data=tar", "data.path=x", "data.size=32")) is None
+    assert held_out(data_of("data=cc3m")) is None       # streamed
+
+
+def rows(*pairs):
+    return [{"caption": caption, "label": label} for caption, label in pairs]
+
+
+def test_names_of_classes():
+    world = described(with_classes(data_of()), "train")
+    assert world.label_column == "shape"
+    names = class_names(rows(("a red circle", 0), ("x", 1)), world)
+    assert len(set(names)) == 2 and "circle" in names
+    bare = described(data_of("data=parquet", "data.path=x", "data.size=32", "data.label_column=label"), "train")
+    assert class_names(rows(("cat", 3), ("dog", 5), ("cat", 3)), bare) == ["cat", "dog", "cat"]
+    assert class_names(rows(("one cat", 3), ("two cats", 3)), bare) == ["3", "3"]
+    assert class_names(rows(("cat", None), ("dog", None)), bare) == ["cat", "dog"]
+    named = replace(bare, labels=("bird", "fish"))
+    assert class_names(rows(("a", 1), ("b", 0)), named) == ["fish", "bird"]
+    with pytest.raises(SettingError, match=r"data\.labels has 2 names, but column 'label' holds 2"):
+        class_names(rows(("a", 2)), named)
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_folder_gives_the_latent_back(tmp_path):
+    options = {"levels": 1, "stages": 1, "channels": 3, "width": 8}
+    latent = initialise(build_latent("wavelet_vae", **options), 0)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    latent.standardise(images)
+    save_latent(tmp_path, NamedLatent(latent.eval(), "wavelet_vae", options), 16)
+    again = load_latent(tmp_path)
+    assert (again.name, again.options) == ("wavelet_vae", options)
+    assert torch.equal(again.latent.encode(images), latent.encode(images))
+    (tmp_path / "latent.safetensors").write_bytes(b"no weights")
+    with pytest.raises(SettingError, match=f"vae={tmp_path}: .*not a readable checkpoint"):
+        load_latent(tmp_path)
+
+
+def test_weights_are_published_whole_and_replace_those_before(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "steps-1").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(name)
+    (tmp_path / "one" / "extra.json").touch()
+    out = tmp_path / "deep" / "out"
+    for name in ("one", "two"):
+        check_out(str(out))
+        assert publish(tmp_path / name, str(out)) == out
+        assert (out / "config.json").read_text() == name and (out / "steps-1").is_dir()
+    assert not (out / "extra.json").exists() and [path.name for path in out.parent.iterdir()] == ["out"]
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="is a file"):
+        check_out(str(tmp_path / "file"))
+
+
+def test_a_folders_key_is_that_of_its_contents(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert content_key("from", one) == content_key("from", two)
+    (two / "model.safetensors").write_bytes(b"other weights")
+    assert content_key("from", one) != content_key("from", two)
+
+
+def test_a_generator_is_adopted_if_it_has_the_same_shape():
+    ours, theirs = small_model(0), small_model(1)
+    before = parameters_of(ours.text)
+    adopt(ours, theirs, "x")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert any(not torch.equal(value, before[name]) for name, value in parameters_of(ours.text).items())
+    with pytest.raises(SettingError, match=r"from=x: model\.iterations is 3 there and 2 here"):
+        adopt(small_model(0), small_model(1, iterations=3), "x")
+
+
+def test_a_text_encoder_of_other_words_is_kept():
+    ours, theirs = small_model(0), small_model(1)
+    theirs.text.vocabulary.words[0] = "another"
+    before = parameters_of(ours.text)
+    adopt(ours, theirs, "x")
+    assert all(torch.equal(value, before[name]) for name, value in parameters_of(ours.text).items())
+    pairs = zip(ours.generator.parameters(), theirs.generator.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_grid_of_pictures(tmp_path):
+    images = np.stack([np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)])
+    save_grid(tmp_path / "deep" / "grid.png", images, 3)
+    sheet = np.asarray(Image.open(tmp_path / "deep" / "grid.png"))
+    assert sheet.shape == (2 * 66 - 2, 3 * 66 - 2, 3)
+    assert [int(sheet[10, 66 * k + 10, 0]) for k in range(3)] == [0, 40, 80]
+    assert (sheet[66 + 10, 10, 0], sheet[66 + 10, 66 + 10, 0], sheet[66 + 10, 132 + 10, 0]) == (120, 160, 255)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["grid.png"]
+
+
+class _Task:
+    module, batch = torch.nn.Linear(1, 1), 4
+
+    def loss(self, step, part=None):
+        return torch.tensor(float(step)), {}
+
+
+def test_a_look_knows_the_step_and_is_logged_once():
+    seen = []
+    watched = Watched(_Task(), lambda step: (seen.append(step), (0.5, {"psnr": 20.0}))[1])
+    watched.loss(6)
+    assert watched.validate() == 0.5 and seen == [7]
+    assert watched.facts() == {"psnr": 20.0} and watched.facts() == {}
+
+
+# -- frozen text ----------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_text_encoders_captions_are_embedded_once(tmp_path, monkeypatch, capsys):
+    """And a student, whose teacher names the encoder, uses them."""
+    monkeypatch.chdir(tmp_path)
+    save_clip(tmp_path / "clip")
+    words = ["scale=smoke", "log=none", "data.train=32", "data.validation=8", "latent=haar", "model.dim=16",
+             "model.heads=2", "model.text=clip", "model.text_source=clip", "train.steps=2", "sample.count=2"]
+    assert main([*words, "stage=text", "sample.prompts=[red]", "out=model"]) == 0, capsys.readouterr().err
+    assert "embedding captions" in capsys.readouterr().out
+    pipeline = IrisPipeline.from_pretrained("model")
+    assert isinstance(pipeline.model.text, CLIPText)
+    images = pipeline.generate(["something new"], SamplingSettings(1))
+    (tmp_path / "clip").rename(tmp_path / "elsewhere")
+    with pytest.raises(SettingError, match="model.text_source"):
+        IrisPipeline.from_pretrained("model")
+    (tmp_path / "elsewhere").rename(tmp_path / "clip")
+    assert images.shape == (1, 32, 32, 3)
+    assert main([*words, "stage=distill", "from=model", "student.steps=1"]) == 0, capsys.readouterr().err
