@@ -32,7 +32,8 @@ from iris.training.checkpoint import load_tensors, save_tensors
 from iris.training.files import write_json
 from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import OptimiserSettings
-from iris.training.tasks import VAETask, to_images
+from iris.training.tasks import to_images
+from iris.training.vae_task import VAETask
 
 RESULT = "result.json"
 

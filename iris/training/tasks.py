@@ -1,4 +1,4 @@
-"""What the loop can train: a VAE, and the text-conditioned flow."""
+"""The text-conditioned flow as a task of the loop, and what tasks share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from iris.errors import SettingError
 from iris.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
 from iris.generator import Generator
-from iris.latents.losses import vae_loss
-from iris.latents.vae import VAE
 from iris.randomness import generator
 from iris.text import TextEncoder
 from iris.training.depth import check_depth, depth_loss, evaluate
@@ -43,34 +41,6 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are, and its batches go."""
     return next(module.parameters()).device
-
-
-@dataclass
-class VAETask:
-    """Train a VAE on pixels uint8 [N, H, W, 3]."""
-
-    module: VAE
-    pixels: Tensor
-    batch: int
-    seed: int
-    kl_weight: float
-    detail_weight: float
-
-    def rows(self, step: int) -> Tensor:
-        """Which images step ``step`` takes."""
-        return batch_indices(len(self.pixels), self.batch, self.seed, step)
-
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        place = device_of(self.module)
-        images = to_images(self.pixels[part.take(self.rows(step))].to(place))
-        shape = (self.batch, self.module.channels, *self.module.grid(*images.shape[-2:]))
-        noise = part.take(torch.randn(shape, generator=generator(self.seed, "posterior", step))).to(place)
-        return vae_loss(self.module, images, noise, self.kl_weight, self.detail_weight)
-
-    def describe(self, step: int) -> BatchFacts:
-        """What a message about step ``step`` names."""
-        weights = {"latent.kl_weight": self.kl_weight, "latent.detail_weight": self.detail_weight}
-        return BatchFacts(self.rows(step).tolist(), tuple(self.pixels.shape[1:]), weights)
 
 
 class TextToLatent(nn.Module):

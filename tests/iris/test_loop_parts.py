@@ -10,7 +10,7 @@ from small_models import CAPTIONS, CHANNELS, parameters_of, small_model
 from torch.overrides import TorchFunctionMode
 
 import iris.training.run as run_module
-import iris.training.tasks as tasks_module
+import iris.training.vae_task as vae_module
 from eval.probes import ActivationTracker
 from iris.depth import Depth
 from iris.errors import SettingError
@@ -19,7 +19,8 @@ from iris.randomness import initialise
 from iris.training.devices import compiled_blocks, make_accelerator
 from iris.training.loop import METRICS, WHOLE, LoopSettings, Part, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
-from iris.training.tasks import FlowTask, VAETask, batch_indices, to_images
+from iris.training.tasks import FlowTask, batch_indices, to_images
+from iris.training.vae_task import VAETask
 
 BATCH = 6
 
@@ -101,7 +102,7 @@ def test_parts_partition_the_batch():
 @pytest.mark.parametrize("name", ["flow", "vae"])
 def test_accumulation_is_the_whole_batch(name, optimiser, tmp_path, monkeypatch):
     """In double precision, so that nothing but the split could show."""
-    monkeypatch.setattr(tasks_module, "to_images", lambda pixels: to_images(pixels).double())
+    monkeypatch.setattr(vae_module, "to_images", lambda pixels: to_images(pixels).double())
     ends, curves = [], []
     for count in (1, 3):
         task = TASKS[name]()

@@ -17,7 +17,8 @@ from iris.text import Vocabulary, WordEncoder
 from iris.training.checkpoint import load_tensors, save_tensors
 from iris.training.loop import CHECKPOINT, METRICS, LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OPTIMISERS, Optimisers, OptimiserSettings, learning_rate_at
-from iris.training.tasks import FlowTask, TextToLatent, VAETask, batch_indices, to_images, validation_loss
+from iris.training.tasks import FlowTask, TextToLatent, batch_indices, to_images, validation_loss
+from iris.training.vae_task import VAETask
 
 STEPS = 7
 
