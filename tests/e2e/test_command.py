@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_is_reported(ran, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     rows = rows_of(tmp_path / "reports" / "loss_weight")
-    assert [row["state"] for row in rows] == ["failed", "failed"] and all(row["fid"] == "" for row in rows)
+    assert [row["state"] for row in rows] == ["failed"] * 3 and all(row["fid"] == "" for row in rows)
     page = (tmp_path / "reports" / "loss_weight" / "report.md").read_text()
     assert "loss became not a number" in page and "train.learning_rate" in page
     logs = re.findall(r"runs/logs/\S+?\.err", page)
