@@ -32,7 +32,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(about)
     try:
-        save_file(plain, temporary, metadata={"about": text, "sha256": _checksum(plain, text)})
+        # One entry: safetensors writes several in any order, and equal contents must give equal files.
+        save_file(plain, temporary, metadata={"about": f"{text}\n{_checksum(plain, text)}"})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,12 +54,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        tensors, text = load_file(path), metadata["about"]
+        tensors = load_file(path)
+        text, checked, checksum = metadata["about"].partition("\n")
         about = json.loads(text)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
-    # Files of earlier versions have no checksum; another name beside "about" is a damaged one.
-    if {**metadata, "about": None} not in ({"about": None}, {"about": None, "sha256": _checksum(tensors, text)}):
+    # Files of earlier versions have no checksum.
+    if len(metadata) > 1 or (checked and checksum != _checksum(tensors, text)):
         raise ValueError(f"{path}: not a readable checkpoint (its checksum is not its content's)")
     return tensors, about
 
