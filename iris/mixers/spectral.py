@@ -28,7 +28,7 @@ class SpectralNetwork(nn.Module):
         return tuple(part.reshape(shape) for part in self.mix(z).transpose(0, 1).chunk(len(parts), -1))
 
     def mix(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define mix()")
 
 
 class ComplexNetwork(SpectralNetwork):
@@ -51,7 +51,7 @@ class ComplexNetwork(SpectralNetwork):
         return _scale(z, (1 - self.shrink / _modulus(z)).clamp(min=0))
 
     def activate(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define activate()")
 
 
 class PhaseNetwork(ComplexNetwork):

@@ -33,15 +33,15 @@ class TextEncoder(nn.Module):
 
     def tokenise(self, captions: Sequence[str]) -> Tensor:
         """Numbers int64 [len(captions), N] on the CPU, N the same for every caption; "" is the null prompt."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define tokenise()")
 
     def forward(self, numbers: Tensor) -> TextCondition:
         """Numbers int64 [B, N] -> TextCondition, on the device of ``numbers``."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define forward()")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values from which ``build_text_encoder`` makes this encoder again, "name" among them."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define to_dict()")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextEncoder:
