@@ -75,7 +75,7 @@ def score(
     """Reconstruct from a sample of the posterior: reconstruction + frequency-aware + KL loss, means over elements.
 
     Reconstruction is l1 * mean |x - x^| + l2 * mean (x - x^)^2; the frequency-aware term is ``detail_weight`` times the
-    mean absolute error of the Haar detail bands (L1 on bands with weights above one, as LiteVAE, arXiv 2405.14477,
+    mean absolute error of the Haar detail bands (a loss on wavelet bands is what LiteVAE, arXiv 2405.14477,
     finds useful), and ``band_loss`` with a weight for each band; KL is against a unit Gaussian, per latent value.
     ``detail_weight`` = w is ``band_loss`` with weights (0, 4w/3, 4w/3, 4w/3), one level and l1: it takes its mean over
     the three bands, ``band_loss`` over all pixels.
