@@ -221,25 +221,46 @@ def frechet_jackknife(features: Tensor | np.ndarray, reference: FeatureStatistic
     Raises:
         ValueError: as ``frechet_distance``, or blocks outside its range.
     """
-    features, ref = check_features(features), _statistics(reference)
+    features, to_reference = check_features(features), DistanceTo(reference)
     total = FeatureStatistics.of(features, {})
-    check_comparable(total, ref)
+    check_comparable(total, to_reference.statistics)
     if not 2 <= blocks <= len(features) // 2:
         raise ValueError(f"blocks: must be between 2 and half the {len(features)} samples, got {blocks}")
     value = frechet_distance(features, reference)
-    factor = _factor(ref.covariance)
-    smallest = len(features) - math.ceil(len(features) / blocks)
     replicates = []
     for block in range(blocks):
         held_out = torch.zeros(len(features), dtype=torch.bool)
         held_out[block::blocks] = True
-        rest = total.without(features[held_out])
-        if smallest <= total.width:
-            root = _nuclear(_centred_rows(features[~held_out], rest) @ factor)
-        else:
-            root = _root_trace(factor, rest.covariance)
-        replicates.append(_distance(rest, ref, root))
+        replicates.append(to_reference(features[~held_out], total.without(features[held_out])))
     return value, jackknife_error(replicates)
+
+
+class DistanceTo:
+    """Fréchet distances of many sets of samples to one reference, whose covariance is factored once.
+
+    Args:
+        reference: statistics or features [M, D] of real images.
+
+    Raises:
+        ValueError: as ``frechet_distance``.
+    """
+
+    def __init__(self, reference: FeatureStatistics | Tensor | np.ndarray) -> None:
+        self.statistics = _statistics(reference)
+        self._factor = _factor(self.statistics.covariance)
+
+    def __call__(self, features: Tensor, statistics: FeatureStatistics | None = None) -> float:
+        """The distance of float64 features [N, D] as ``check_features`` gives them.
+
+        ``statistics`` are the features', where they are known. No warning is given for N <= D: the caller knows its
+        subsets.
+        """
+        statistics = FeatureStatistics.of(features) if statistics is None else statistics
+        if statistics.rank_deficient:
+            root = _nuclear(_centred_rows(features, statistics) @ self._factor)
+        else:
+            root = _root_trace(self._factor, statistics.covariance)
+        return _distance(statistics, self.statistics, root)
 
 
 def jackknife_error(replicates: list[float]) -> float:

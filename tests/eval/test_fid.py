@@ -6,6 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 from cleanfid import fid as cleanfid
+from torch_fidelity import metric_fid
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from eval.fid import FeatureStatistics, RankDeficientWarning, frechet_distance, frechet_jackknife
@@ -24,26 +25,41 @@ def pair():
     return draw(700, 48, 1), draw(900, 48, 2, scale=1.2, shift=0.05)
 
 
-def test_matches_torchmetrics(pair):
+def by_torchmetrics(a, b):
     class Identity(torch.nn.Module):
-        num_features = 48
+        num_features = a.shape[1]
 
         def forward(self, x):
             return x.flatten(1)
 
-    metric = FrechetInceptionDistance(feature=Identity(), normalize=True, input_img_size=(1, 1, 48))
+    metric = FrechetInceptionDistance(feature=Identity(), normalize=True, input_img_size=(1, 1, a.shape[1]))
     metric.set_dtype(torch.float64)
-    for features, real in ((pair[0], False), (pair[1], True)):
-        metric.update(features.view(-1, 1, 1, 48), real=real)
-    assert frechet_distance(*pair) == pytest.approx(float(metric.compute()), rel=1e-6)
+    for features, real in ((a, False), (b, True)):
+        metric.update(features.view(len(features), 1, 1, -1), real=real)
+    return float(metric.compute())
 
 
-def test_matches_cleanfid(pair):
-    a, b = (x.numpy() for x in pair)
+def by_cleanfid(a, b):
+    a, b = a.numpy(), b.numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        theirs = cleanfid.frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
-    assert frechet_distance(*pair) == pytest.approx(theirs, rel=1e-5)
+        return float(cleanfid.frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)))
+
+
+def by_torch_fidelity(a, b):
+    statistics = (metric_fid.fid_features_to_statistics(features) for features in (a, b))
+    return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
+
+
+@pytest.mark.filterwarnings("ignore::eval.fid.RankDeficientWarning")
+@pytest.mark.parametrize("library", [by_torchmetrics, by_cleanfid, by_torch_fidelity])
+@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("n,m", [(700, 900), (40, 900), (40, 45)], ids=["full rank", "n below d", "both below d"])
+def test_matches_the_libraries(library, seed, n, m):
+    a, b = draw(n, 48, seed), draw(m, 48, seed + 1, scale=1.2, shift=0.05)
+    ours = frechet_distance(a, b)
+    assert math.isfinite(ours)
+    assert ours == pytest.approx(library(a, b), rel=1e-5)
 
 
 def test_matches_the_matrix_root(pair):

@@ -1,22 +1,60 @@
 import numpy as np
 import pytest
 import torch
+from cleanfid import fid as cleanfid
+from torch_fidelity import metric_kid
 from torchmetrics.image.kid import poly_mmd
 
 from eval import kid as module
-from eval.kid import kid
+from eval.kid import kid, kid_interval
 
 
 def draw(n, seed, scale=1.0):
     return torch.randn(n, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-def test_matches_torchmetrics_on_the_full_set(monkeypatch):
-    a, b = draw(300, 1), draw(300, 2, 1.1)
-    expected = 1000 * float(poly_mmd(a, b))
-    assert kid(a, b)[0] == pytest.approx(expected, rel=1e-9)
+def by_torchmetrics(a, b):
+    return 1000 * float(poly_mmd(a, b))
+
+
+def by_cleanfid(a, b):
+    state = np.random.get_state()
+    try:                                        # it draws one subset of all samples, from the global generator
+        return 1000 * cleanfid.kernel_distance(a.numpy(), b.numpy(), num_subsets=1, max_subset_size=len(a))
+    finally:
+        np.random.set_state(state)
+
+
+def by_torch_fidelity(a, b):
+    found = metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=len(a), verbose=False)
+    return 1000 * found[metric_kid.KEY_METRIC_KID_MEAN]
+
+
+@pytest.mark.parametrize("library", [by_torchmetrics, by_cleanfid, by_torch_fidelity])
+@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("n", [300, 20], ids=["n above d", "n below d"])
+def test_matches_the_libraries_on_the_full_set(library, seed, n):
+    a, b = draw(n, seed), draw(n, seed + 1, 1.1)
+    assert kid(a, b, blocks=10)[0] == pytest.approx(library(a, b), rel=1e-9)
+
+
+def test_rows_held_at_a_time_do_not_matter(monkeypatch):
+    a, b = draw(300, 1), draw(280, 2, 1.1)
+    expected = kid(a, b)
     monkeypatch.setattr(module, "ROWS", 64)
-    assert kid(a, b)[0] == pytest.approx(expected, rel=1e-9)
+    assert kid(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n,m", [(100, 100), (300, 100)])
+def test_interval_covers_zero_for_equal_distributions(n, m):
+    intervals = [kid_interval(draw(n, 1000 + 2 * i), draw(m, 1001 + 2 * i)) for i in range(200)]
+    assert np.mean([low <= 0 <= high for low, high in intervals]) >= 0.9
+
+
+def test_interval_tells_other_distributions_from_zero():
+    for i in range(20):
+        low, high = kid_interval(draw(200, 2 * i, 1.4), draw(200, 2 * i + 1))
+        assert 0 < low < high
 
 
 def test_matches_the_definition_at_unequal_sizes():
