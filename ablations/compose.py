@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from ablations.settings import Settings
 from iris.settings import Composer, build, plain_values
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ablations.settings import Settings
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("grid", "data", "latent", "model", "train", "sample", "judge", "measure", "launcher", "scale")
@@ -23,5 +25,7 @@ def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
     Raises:
         SettingError: see ``build``.
     """
+    from ablations.settings import Settings     # knows every part of the model, and with them torch
+
     values = plain_values(config)
     return build(Settings, values), values

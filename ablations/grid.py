@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ablations.settings import TRIAL_GROUPS, Settings, build, flatten, suggestion
+from ablations.axes import points_of, values_by_setting
+from ablations.digests import digest
+from ablations.settings import TRIAL_GROUPS, Settings, build, flatten
 from ablations.verdict import EXPECTATIONS, fraction
 from iris.errors import SettingError
 from iris.latents import LATENTS, latent_options
@@ -20,7 +19,8 @@ from iris.mixers import OPTION_GROUPS, is_resizable, option_groups, source_diges
 # Raised when a change of code changes what the same settings give, so that old results are not taken for new ones.
 RESULTS_VERSION = 1
 LATENT_TRAINING = ("steps", "batch", "learning_rate", "kl_weight", "detail_weight", "seed")
-TOLERANCE = 0.01        # relative difference in parameters or FLOPs that `match` accepts
+HOW_TRAINED = ("device", "accumulate", "compile", "gradient_checkpointing", "checkpoint_seconds")
+TOLERANCE = {"params": 0.01, "flops": 0.01, "latency": 0.05}    # relative difference that `match` accepts
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Arm:
 
 
 def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
-    """The arms of ``settings.grid``: the product of its axes, the baseline first.
+    """The arms of ``settings.grid``: its points (``ablations.axes``), the baseline first.
 
     Args:
         settings: the checked settings.
@@ -59,40 +59,36 @@ def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
     """
     grid = settings.grid
     known = flatten({group: values[group] for group in TRIAL_GROUPS})
-    _check_grid(settings, known)
-    arms = []
-    combinations = [dict(zip(grid.axes, point, strict=True)) for point in itertools.product(*grid.axes.values())]
-    baseline = combinations[0] | grid.baseline
+    _check_seeds(settings.seeds)
+    _check_decision(grid.decide)
+    arms, combinations = [], points_of(grid, known)
+    for key in grid.baseline:
+        if key not in (axes := values_by_setting(combinations)):
+            raise SettingError(f"grid.baseline: {key} is not an axis; allowed: {', '.join(axes)}")
+    baseline = next((point for point in combinations if grid.baseline.items() <= point.items()), combinations[0] | grid.baseline)
     if baseline not in combinations:
         combinations.append(baseline)
+    bare = len({key for point in combinations for key in point}) == 1
     for point in sorted(combinations, key=lambda p: p != baseline):
         resolved = copy.deepcopy({group: values[group] for group in TRIAL_GROUPS})
         for key, value in point.items():
             group, _, name = key.partition(".")
             resolved[group][name] = value
         build(Settings, values | resolved)
-        arms.append(Arm(_name(point), point, point == baseline, resolved))
-    return arms
+        arms.append(Arm(_name(point, bare), point, point == baseline, resolved))
+    return _named_apart(arms)
 
 
-def _check_grid(settings: Settings, known: dict[str, Any]) -> None:
-    grid = settings.grid
-    if not grid.axes:
-        raise SettingError("grid.axes is empty; give at least one setting and its values")
-    for key, choices in grid.axes.items():
-        if key not in known:
-            raise SettingError(f"grid.axes: {key} is not a trial setting{suggestion(key, known)}; allowed: {', '.join(known)}")
-        if not isinstance(choices, list) or not choices:
-            raise SettingError(f"grid.axes.{key}={choices!r} must be a list of values")
-        if len({json.dumps(choice) for choice in choices}) != len(choices):
-            raise SettingError(f"grid.axes.{key}={choices} lists a value twice")
-    for key in grid.baseline:
-        if key not in grid.axes:
-            raise SettingError(f"grid.baseline: {key} is not an axis; allowed: {', '.join(grid.axes)}")
-    seeds = settings.seeds
+def _named_apart(arms: list[Arm]) -> list[Arm]:
+    """Arms whose short names are the same get the settings' whole names."""
+    short = [arm.name for arm in arms]
+    return [arm if short.count(arm.name) == 1 else replace(arm, name=" ".join(f"{k}={v}" for k, v in arm.values.items()))
+            for arm in arms]
+
+
+def _check_seeds(seeds: list[Any]) -> None:
     if not seeds or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds) or len(set(seeds)) != len(seeds):
         raise SettingError(f"seeds={seeds} must be a list of different integers >= 0, such as [0,1,2]")
-    _check_decision(grid.decide)
 
 
 def _check_decision(decide: dict[str, Any]) -> None:
@@ -123,25 +119,26 @@ def expectations(decide: dict[str, Any], arms: list[Arm]) -> tuple[dict[Any, str
     return {k: v for k, v in expect.items() if k in named}, [str(k) for k in expect if k not in named]
 
 
-def _name(point: dict[str, Any]) -> str:
-    if len(point) == 1:
+def _name(point: dict[str, Any], bare: bool) -> str:
+    """An arm's name; ``bare``: the value alone, where one setting varies."""
+    if bare:
         return str(next(iter(point.values())))
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
 
 
 def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], float]) -> list[Arm]:
-    """Resize every other arm's mixer to the baseline's parameters or FLOPs.
+    """Resize every other arm's mixer to the baseline's parameters, FLOPs or time.
 
     The knob is ``model.mixer_width``, in steps of 4 * model.heads so that each mixer can use it, or finer where a mixer
     allows it and the coarse steps miss; the width that comes closest is taken.
 
     Args:
         arms: the baseline first.
-        what: params, flops or none.
-        cost: trial settings -> parameters or FLOPs.
+        what: params, flops, latency or none.
+        cost: trial settings -> parameters, FLOPs, or time.
 
     Raises:
-        SettingError: no width comes within 1 % of the baseline.
+        SettingError: no width comes within 1 % of the baseline (latency: 5 %).
     """
     if what == "none":
         return arms
@@ -155,9 +152,9 @@ def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]],
         return replace(arm, matched=f"has no size to change: {error:+.2%} {what}")
     heads = arm.settings["model"]["heads"]
     width, error = _closest(arm, 4 * heads, target, cost)
-    if abs(error) > TOLERANCE and arm.settings["model"]["mixer"] != "attention":    # whose heads must be multiples of 4 wide
+    if abs(error) > TOLERANCE[what] and arm.settings["model"]["mixer"] != "attention":    # whose heads must be multiples of 4 wide
         width, error = _closest(arm, math.lcm(heads, 4), target, cost)
-    if abs(error) > TOLERANCE:
+    if abs(error) > TOLERANCE[what]:
         raise SettingError(
             f"grid.match={what}: {arm.name} comes no closer than {error:+.1%} to the baseline (mixer_width={width}); use a "
             "larger model.dim, fewer model.heads, or grid.match=none"
@@ -207,8 +204,10 @@ def key_of(settings: dict[str, Any], seed: int, facts: dict[str, str]) -> str:
     unread = set(OPTION_GROUPS) - set(option_groups(mixer))
     used = {group: settings[group] for group in TRIAL_GROUPS if group not in unread}
     used["data"] = {k: v for k, v in used["data"].items() if k != "path"} | {"fingerprint": facts["data"]}
-    # How often a checkpoint is written and a clock is read changes no result.
-    used["train"] = {k: v for k, v in used["train"].items() if k != "checkpoint_seconds"}
+    # How a step is computed and how often a checkpoint is written or a clock read changes no result beyond rounding.
+    used["train"] = {k: v for k, v in used["train"].items() if k not in HOW_TRAINED and (k, v) != ("precision", "no")}
+    # Where the judge's weights lie says nothing that their hash does not.
+    used["judge"] = {k: v for k, v in used["judge"].items() if k != "weights" and v is not None}
     used["measure"] = {k: v for k, v in used["measure"].items() if not k.startswith("latency_")}
     used["latent"] = {k: v for k, v in used_latent(used["latent"]).items() if k not in ("source", "subfolder")}
     used["model"] = {k: v for k, v in used["model"].items() if k != "text_source"}
@@ -224,8 +223,3 @@ def used_latent(latent: dict[str, Any]) -> dict[str, Any]:
     if LATENTS[name].trained:
         return {key: value for key, value in latent.items() if key in ("name", *shape, *LATENT_TRAINING)}
     return {key: latent[key] for key in ("name", *shape)}
-
-
-def digest(value: Any) -> str:
-    """12 hex digits of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

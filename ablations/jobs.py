@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ablations.grid import Trial
+    from ablations.launch import Job
 
 
 def trial(folder: str, plan: dict[str, Any]) -> None:
@@ -17,3 +23,24 @@ def stages(folder: str, plan: dict[str, Any]) -> None:
     from ablations.trial import prepare_stages
 
     prepare_stages(folder, plan)
+
+
+def speed(folder: str, plan: dict[str, Any]) -> None:
+    """Measure speed and memory of models on the node that this runs on; see ``ablations.speed.measure_speed``."""
+    from ablations.speed import measure_loaders
+    from iris.training.files import write_json
+
+    write_json(Path(folder) / "result.json", {"speed": measure_loaders(plan["loaders"], plan["rounds"], plan["warmup"], plan["threads"])})
+
+
+def speed_job(trials: Sequence[Trial], runs: Path) -> Job:
+    """The job that measures the models of finished trials, alone on a node; its folder is that of these models."""
+    from ablations.digests import digest
+    from ablations.launch import Job
+    from ablations.speed import loaders_of
+
+    measure = trials[0].settings["measure"]
+    plan = {"loaders": loaders_of(trials, runs), "rounds": measure["latency_rounds"], "warmup": measure["latency_warmup"],
+            "threads": 1}
+    key = f"speed-{digest([[t.key for t in trials], plan['rounds'], plan['warmup'], 'slurm'])}"
+    return Job(key, speed, plan, runs / "speed" / key, exclusive=True)

@@ -1,203 +1,216 @@
 """Writing a grid into MLflow, one call at a time; whatever MLflow raises is raised here (tracking.py decides about it).
 
-One experiment a grid, one parent run an invocation, one child run a trial. Every method can be called again after it
-failed half-way: it does what is still missing.
+One experiment a grid's name, one run a grid, one child run a trial, whoever runs the grid and how often. What is there
+is asked of the store, by tags, and never remembered beside it: every method can be called again after it failed
+half-way, by this process or another one, and does what is still missing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations import mlflow_runs as runs
+from ablations.journal import PlannedTrial
+from ablations.mlflow_model import log_model, megabytes
 from ablations.records import GridOutcome, TrialRecord
 from ablations.tracking_payload import (
     arm_means,
     contact_sheet,
-    dataset_fields,
-    metric_name,
-    metric_points,
+    data_inputs,
+    flatten,
+    grid_tags,
     parent_note,
     read_samples,
+    trial_tags,
 )
+from iris.training.mlflow_curves import Curves, metric_name, read_rows
+from iris.training.mlflow_location import Location
 
-PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000     # MLflow's own limits (mlflow/utils/validation.py)
-PARAM_LENGTH, TAG_LENGTH = 6000, 5000
 ARTIFACT_FILES = ("settings.json", "gates.json", "result.json", "error.json", "metrics.jsonl")
+ENDED = ("FINISHED", "FAILED", "KILLED")
+ERROR = ("cause", "message", "log")
 
 
 @dataclass
 class TrialRun:
-    """A trial's child run; ``run_id`` is None until the store has made it."""
+    """A trial's child run, and what of it is in the store."""
 
-    key: str
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str]
+    planned: PlannedTrial
+    folder: Path
+    record: TrialRecord | None = None               # how it ended
     run_id: str | None = None
+    status: str = ""                                # in the store
+    data: Any = None                                # params, metrics and tags in the store, where they are known
+    tried: bool = False                             # it was to be made, and nobody knows whether it was
     described: bool = False
-    ended: bool = False
-    start_ms: int | None = None
-    last_step: int = -1                             # the last step whose metrics are in the store
-    curves: set[str] = field(default_factory=set)
-    stamp: tuple[int, int] = (0, 0)                 # (bytes, mtime in ns) of metrics.jsonl when last read
+    curves: Curves | None = None
+    logged: TrialRecord | None = None               # the record that is in the store
+    points: int = 0                                 # sent by this process
+
+    @property
+    def settled(self) -> bool:
+        """Whether the store has all of it."""
+        return self.record is not None and self.logged == self.record
 
 
 class GridStore:
     """The runs of one grid in one MLflow store.
 
     Args:
-        experiment: the experiment's name.
-        uri: tracking URI.
-        local_root: folder of the default sqlite store, whose artifacts go to ``<local_root>/mlartifacts``; None for
-            any other store, which then chooses the artifacts' place itself.
+        key: names the grid among those of the same name.
+        header: the grid; its records are not read.
+        params: of the grid's run.
+        models_mb: size up to which trained models are logged; 0: none.
     """
 
-    def __init__(self, experiment: str, uri: str, local_root: Path | None) -> None:
-        self.experiment, self.uri, self.local_root = experiment, uri, local_root
-        self.parent_id: str | None = None
+    def __init__(self, location: Location, key: str, header: GridOutcome, params: Mapping[str, str],
+                 models_mb: float = 50.0) -> None:
+        self.location, self.key, self.header, self.params = location, key, header, dict(params)
+        self.models_mb = models_mb
         self.client: Any = None
-        self._experiment_id: str | None = None
-        self._header: GridOutcome | None = None
-        self._parent_params: dict[str, str] = {}
-        self._parent_described = False
+        self.parent_id: str | None = None
+        self._experiment_id = ""
+        self._described = False
+        self._found: dict[str, Any] = {}                # children that were there before, by trial key
+
+    # -- the grid's run -------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Import MLflow; make the store's tables and the experiment when they are not there."""
-        if self.client is not None:
-            return
-        _calm_mlflow()
-        from filelock import FileLock
-        from mlflow import MlflowClient
+        """The client and the experiment."""
+        if self.client is None:
+            self.client, self._experiment_id = self.location.connect(self.header.name)
 
-        root = self.local_root
-        # Two invocations in a fresh folder must not both create the tables.
-        with FileLock(f"{root / 'mlflow.db'}.lock") if root else contextlib.nullcontext():
-            client = MlflowClient(tracking_uri=self.uri)
-            found = client.get_experiment_by_name(self.experiment)
-            if found is None:
-                place = (root / "mlartifacts" / self.experiment).as_uri() if root else None
-                self._experiment_id = client.create_experiment(self.experiment, artifact_location=place)
-            else:
-                self._experiment_id = found.experiment_id
-                if found.lifecycle_stage == "deleted":
-                    client.restore_experiment(found.experiment_id)
-        self.client = client
-
-    def describe(self, header: GridOutcome, params: Mapping[str, str]) -> None:
-        """Say what the grid is (no call to MLflow yet)."""
-        self._header, self._parent_params = header, dict(params)
-
-    def ensure_parent(self) -> None:
-        """The parent run, its params, tags, inputs and description."""
+    def open(self) -> None:
+        """The grid's run, found or made: its params, tags, inputs and description."""
         self.connect()
-        if self._header is None:
-            raise ValueError("describe() comes before any run")
-        header = self._header
+        tags = grid_tags(self.header, self.key)
         if self.parent_id is None:
             self._end_abandoned_runs()
-            tags = self._common_tags() | {"kind": "grid", "question": header.question, "claim": header.claim,
-                                          "command": header.command, "mlflow.note.content": parent_note(header)}
-            tags |= {f"hardware.{name}": str(value) for name, value in header.hardware.items()}
-            name = f"{header.name} {time.strftime('%Y-%m-%d %H:%M')}"
-            self.parent_id = self.client.create_run(self._experiment_id, tags=_short(tags), run_name=name).info.run_id
-        if not self._parent_described:
-            self._log_params(self.parent_id, self._parent_params)
+            there = self._runs(f"tags.grid_key = '{self.key}'")
+            for run in there[1:]:                       # an answer was lost, and the run was made twice
+                self.client.delete_run(run.info.run_id)
+            if there:
+                self._found = self._children(there[0].info.run_id)
+                self.client.update_run(there[0].info.run_id, status="RUNNING")
+                self.parent_id = there[0].info.run_id
+            else:
+                name = f"{self.header.name} {time.strftime('%Y-%m-%d %H:%M')}"
+                run = self.client.create_run(self._experiment_id, tags=runs.short(tags), run_name=name)
+                self.parent_id = run.info.run_id
+        if not self._described:
+            runs.set_tags(self.client, self.parent_id, tags)
+            there = self.client.get_run(self.parent_id).data.params
+            runs.log_params(self.client, self.parent_id, self.params, there)
             self.client.log_inputs(self.parent_id, datasets=self._inputs())
-            self._parent_described = True
+            self._described = True
 
-    def ensure_trial(self, trial: TrialRun) -> None:
-        """The trial's child run, its settings as params and its inputs."""
-        self.ensure_parent()
-        if trial.run_id is None:
-            tags = self._common_tags() | trial.tags | {"mlflow.parentRunId": self.parent_id}
-            run = self.client.create_run(self._experiment_id, tags=_short(tags), run_name=trial.name,
-                                         start_time=trial.start_ms)
-            trial.run_id = run.info.run_id
-        if not trial.described:
-            self._log_params(trial.run_id, trial.params)
-            self.client.log_inputs(trial.run_id, datasets=self._inputs())
-            trial.described = True
-
-    def sync(self, trial: TrialRun, folder: Path) -> None:
-        """Log the metrics of the steps after ``trial.last_step``.
-
-        The file is read whole each time it changed: it is small, and a resumed trial truncates it back to its
-        checkpoint, after which no byte offset means anything. The steps it then repeats are the same numbers again
-        (a resumed trial equals one never stopped), and are skipped.
-        """
-        file = folder / "metrics.jsonl"
-        try:
-            stat = file.stat()
-        except FileNotFoundError:
-            return
-        if (stat.st_size, stat.st_mtime_ns) == trial.stamp:
-            return
-        points = [point for point in metric_points(file) if point.step > trial.last_step]
-        self.ensure_trial(trial)
-        self._log_metrics(trial.run_id, [(p.name, p.value, p.time_ms, p.step) for p in points])
-        trial.curves.update(point.name for point in points)
-        trial.last_step = max((point.step for point in points), default=trial.last_step)
-        trial.stamp = stat.st_size, stat.st_mtime_ns
-
-    def complete(self, trial: TrialRun, record: TrialRecord) -> None:
-        """Everything about a trial that ended: the rest of its curves, final metrics, files, pictures, its status."""
-        file, result = record.folder / "metrics.jsonl", record.folder / "result.json"
-        if trial.run_id is None and record.cached and file.is_file():
-            trial.start_ms = next((point.time_ms for point in metric_points(file)), None)
-        self.ensure_trial(trial)
-        self.sync(trial, record.folder)
-        self._log_finals(trial, record)
-        self._log_files(trial, record)
-        ended = int(result.stat().st_mtime * 1000) if record.cached and result.is_file() else None
-        self.client.set_terminated(trial.run_id, "FINISHED" if record.state == "done" else "FAILED", end_time=ended)
-        trial.ended = True
-
-    def kill(self, trial: TrialRun) -> None:
-        """End a child run whose trial was stopped with the grid."""
-        if trial.run_id is not None and not trial.ended:
-            self.client.set_tag(trial.run_id, "state", "killed")
-            self.client.set_terminated(trial.run_id, "KILLED")
-            trial.ended = True
-
-    def close(self, outcome: GridOutcome | None, report: Path | None, status: str, verdict: str | None) -> None:
-        """End the parent run: summary over the arms, the report folder, the verdict, the status."""
-        self.ensure_parent()
+    def close(self, outcome: GridOutcome | None, report: Path | None, status: str, verdict: str | None,
+              trials: Mapping[str, TrialRun]) -> None:
+        """End the grid's run: summary over the arms, the report folder, the verdict, the status."""
+        self.open()
+        for trial in trials.values():
+            self._kill(trial)
+        self._delete_strays(trials)
         tags = {"verdict": verdict} if verdict else {}
         if outcome is not None:
             states = [record.state for record in outcome.records]
             values = {"trials": len(states), "trials_done": states.count("done"),
                       "trials_failed": states.count("failed"), "wall_seconds": outcome.wall_seconds,
                       "trials_cached": sum(record.cached for record in outcome.records)} | arm_means(outcome)
-            now = int(time.time() * 1000)
-            self._log_metrics(self.parent_id, [(name, float(value), now, 0) for name, value in values.items()])
+            values, there = _floats(values), self.client.get_run(self.parent_id).data.metrics
+            runs.log_values(self.client, self.parent_id, values, _now(), there)
             tags |= {"mlflow.note.content": parent_note(outcome, verdict)}
-        self._set_tags(self.parent_id, tags)
+        runs.set_tags(self.client, self.parent_id, tags)
         if report is not None and Path(report).is_dir():
             self.client.log_artifacts(self.parent_id, str(report), "report")
         self.client.set_terminated(self.parent_id, status)
 
-    # -- parts ----------------------------------------------------------------------------------------------------
+    # -- a trial's run --------------------------------------------------------------------------------------------
+
+    def bring(self, trial: TrialRun) -> None:
+        """Everything of a trial that is not there yet: its run, its new points, and, once it ended, all the rest."""
+        try:
+            self._ensure(trial)
+            record = trial.record
+            whole = trial.status == "FINISHED"      # set last: with it, all but later measures is there
+            if not whole:
+                trial.points += trial.curves.send(self.client, trial.run_id)
+            if record is None or trial.settled:
+                return
+            self._log_finals(trial, record)
+            if not whole:
+                self._log_files(trial, record)
+                status = "FINISHED" if record.state == "done" else "FAILED"
+                self.client.set_terminated(trial.run_id, status, end_time=_written(record.folder))
+                trial.status = status
+            trial.logged = record
+        finally:
+            trial.data = None
+
+    def _ensure(self, trial: TrialRun) -> None:
+        """The child run, its settings as params, its tags and its inputs."""
+        self.open()
+        key = trial.planned.key
+        tags = trial_tags(self.header, trial.planned, self.parent_id)
+        if trial.run_id is None:
+            found = self._found.get(key)
+            if found is None and trial.tried:
+                mine = f"tags.mlflow.parentRunId = '{self.parent_id}' and tags.key = '{key}'"
+                found = next(iter(self._runs(mine)), None)
+            trial.tried = True
+            if found is None:
+                run = self.client.create_run(self._experiment_id, tags=runs.short(tags | {"state": "running"}),
+                                             run_name=trial.planned.label, start_time=_begun(trial.folder))
+            else:
+                run, trial.status = found, found.info.status
+            trial.data = run.data
+            trial.curves = Curves(trial.folder / "metrics.jsonl", fresh=found is None)
+            trial.run_id = run.info.run_id
+        if trial.status in ENDED and trial.record is None:      # it is run again
+            runs.set_tags(self.client, trial.run_id, tags | {"state": "running"})
+            self.client.update_run(trial.run_id, status="RUNNING")
+            trial.status = "RUNNING"
+        if not trial.described and trial.status != "FINISHED":
+            runs.log_params(self.client, trial.run_id, flatten(trial.planned.settings), self._data(trial).params)
+            self.client.log_inputs(trial.run_id, datasets=self._inputs())
+            trial.described = True
+
+    def _data(self, trial: TrialRun) -> Any:
+        if trial.data is None:
+            trial.data = self.client.get_run(trial.run_id).data
+        return trial.data
+
+    def _kill(self, trial: TrialRun) -> None:
+        """End a child run whose trial was stopped with the grid."""
+        if trial.run_id is not None and trial.status not in ENDED:
+            runs.set_tags(self.client, trial.run_id, {"state": "killed"})
+            self.client.set_terminated(trial.run_id, "KILLED")
+            trial.status = "KILLED"
 
     def _log_finals(self, trial: TrialRun, record: TrialRecord) -> None:
-        now = int(time.time() * 1000)
+        client, run_id, there = self.client, trial.run_id, self._data(trial)
         values = dict(record.metrics) | {f"seconds/{name}": value for name, value in record.seconds.items()}
-        named = {metric_name(name): float(value) for name, value in values.items() if value is not None}
-        # At step 0 MLflow's charts draw bars across runs. A curve may have the name already, hence the suffix.
-        self._log_metrics(trial.run_id, [(f"{name}_final" if name in trial.curves else name, value, now, 0)
-                                         for name, value in named.items()])
-        tags = {"state": record.state, "cached": str(record.cached).lower(), "matched": record.matched or "nothing"}
+        named = {metric_name(name): value for name, value in _floats(values).items()}
+        curves = trial.curves.names()               # a curve may have the name already, hence the suffix
+        named = {f"{name}_final" if name in curves else name: value for name, value in named.items()}
+        # A fixed time, so that a call that is repeated adds nothing; a later measure needs a later one, to be the last.
+        written = None if trial.status == "FINISHED" else _written(record.folder)
+        runs.log_values(client, run_id, named, written or _now(), there.metrics)
+        error = record.error or {}
+        tags = {"state": record.state, "matched": record.matched or "nothing"}
         tags |= {f"environment.{name}": str(value) for name, value in record.environment.items()}
-        if record.error is not None:
-            tags |= {f"error.{name}": str(record.error.get(name, "")) for name in ("cause", "message", "log")}
-        self._set_tags(trial.run_id, tags)
+        tags |= {f"error.{name}": str(error.get(name, "")) for name in ERROR if error}
+        if trial.status != "FINISHED":
+            tags |= {"cached": str(record.cached).lower()}
+        runs.set_tags(client, run_id, tags, there.tags)
+        for name in [] if error else there.tags.keys() & {f"error.{name}" for name in ERROR}:
+            client.delete_tag(run_id, name)
 
     def _log_files(self, trial: TrialRun, record: TrialRecord) -> None:
         for name in ARTIFACT_FILES:
@@ -207,82 +220,67 @@ class GridStore:
         if "images" in samples:
             sheet = contact_sheet(samples["images"])
             self.client.log_image(trial.run_id, sheet, artifact_file="samples.png")
-            # The keyed form is the one that MLflow's charts put side by side for several runs.
-            self.client.log_image(trial.run_id, sheet, key="samples", step=max(trial.last_step, 0))
+            steps = [row["step"] for row in read_rows(record.folder / "metrics.jsonl")[0]]
+            runs.log_picture(self.client, trial.run_id, sheet, "samples", int(steps[-1]) if steps else 0,
+                             _written(record.folder) or 0)
         if "real" in samples:
             self.client.log_image(trial.run_id, contact_sheet(samples["real"]), artifact_file="real.png")
         log = Path((record.error or {}).get("log") or "")
         if log.is_file():
             self.client.log_artifact(trial.run_id, str(log), "logs")
+        model = record.folder / "model"
+        if record.state == "done" and model.is_dir() and megabytes(model) <= self.models_mb:
+            tags = {"key": record.key, "arm": record.arm, "seed": str(record.seed), "git_commit": self.header.commit}
+            log_model(self.client, self._experiment_id, trial.run_id, model, record.settings.get("sample", {}), tags)
 
-    def _common_tags(self) -> dict[str, str]:
-        header = self._header
-        return {
-            "grid": header.name, "judge": str(header.judge.get("name", "none")),
-            "judge_sha256": str(header.judge.get("sha256", "")), "data": str(header.data.get("name", "")),
-            "data_fingerprint": str(header.data.get("fingerprint", "")), "git_commit": header.commit,
-            "host": socket.gethostname(), "pid": str(os.getpid()), "mlflow.user": _user(),
-            "mlflow.source.name": "ablations.run", "mlflow.source.type": "LOCAL",
-            "mlflow.source.git.commit": header.commit.removesuffix("+changes"),
-        }
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _runs(self, filter_string: str) -> list[Any]:
+        return list(runs.find_runs(self.client, self._experiment_id, filter_string))
+
+    def _children(self, parent_id: str) -> dict[str, Any]:
+        """The child runs by key; of several the finished one, or else the oldest."""
+        there = self._runs(f"tags.mlflow.parentRunId = '{parent_id}'")
+        return {run.data.tags.get("key", ""): run for run in
+                sorted(reversed(there), key=lambda run: run.info.status == "FINISHED")}
+
+    def _delete_strays(self, trials: Mapping[str, TrialRun]) -> None:
+        """Runs that a lost call made after all."""
+        for run in self._runs(f"tags.mlflow.parentRunId = '{self.parent_id}'"):
+            trial = trials.get(run.data.tags.get("key", ""))
+            if trial is not None and trial.run_id not in (None, run.info.run_id):
+                self.client.delete_run(run.info.run_id)
 
     def _inputs(self) -> list[Any]:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        parts = ((self._header.data, "fingerprint", "training"), (self._header.judge, "sha256", "judge"))
-        return [DatasetInput(Dataset(**dataset_fields(part, digest)), [InputTag("mlflow.data.context", context)])
-                for part, digest, context in parts if part.get("name")]
-
-    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        for batch in _batches([Param(name, value[:PARAM_LENGTH]) for name, value in params.items()], PARAMS_PER_BATCH):
-            self.client.log_batch(run_id, params=batch)
-
-    def _log_metrics(self, run_id: str, points: Sequence[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        for batch in _batches(points, METRICS_PER_BATCH):
-            self.client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
-
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        for batch in _batches([RunTag(*tag) for tag in _short(tags).items()], PARAMS_PER_BATCH):
-            self.client.log_batch(run_id, tags=batch)
+        return [DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
+                for context, dataset in data_inputs(self.header)]
 
     def _end_abandoned_runs(self) -> None:
         """Runs whose driver was killed hard stay RUNNING for ever: end those of this host whose process is gone."""
         import psutil
 
-        rows = self.client.search_runs([self._experiment_id], max_results=1000, filter_string=(
-            f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"))
-        for run in rows:
+        for run in self._runs(f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"):
             if not psutil.pid_exists(int(run.data.tags.get("pid", os.getpid()))):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _calm_mlflow() -> None:
-    """What must be in place before MLflow is imported; whatever the user set stays."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")       # nothing leaves the machine unasked
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")        # migrations log 50 lines into the live table
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")   # default 7 with back-off: minutes for each call
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _floats(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(items), size):
-        yield items[first:first + size]
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
-def _short(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name: value[:TAG_LENGTH] for name, value in tags.items()}
+def _written(folder: Path) -> int | None:
+    """When a trial's result was written, in ms."""
+    file = folder / "result.json"
+    return int(file.stat().st_mtime * 1000) if file.is_file() else None
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):         # a container's user without a name
-        return "unknown"
+def _begun(folder: Path) -> int | None:
+    """When a trial's first row was written, in ms."""
+    rows, _ = read_rows(folder / "metrics.jsonl")
+    return int(rows[0]["time"] * 1000) if rows else None

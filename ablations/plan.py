@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ablations.digests import digest
 from ablations.grid import Arm, Trial, expand, match_arms, trials_of
 from ablations.model import (
     build_model,
@@ -24,18 +28,23 @@ from ablations.model import (
     text_width,
     times_of,
 )
+from ablations.progress import read_json
 from ablations.settings import Settings
 from ablations.stages import Stages
 from eval.judges import describe
 from iris import data
 from iris.errors import SettingError
 from iris.generator import Generator
-from iris.mixers import check_mixer
+from iris.mixers import OPTION_GROUPS, check_mixer
 from iris.text import TextEncoder, Vocabulary, WordEncoder
+from iris.training.files import write_json
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
 
 
+BUILT = ("latent", "model", "depth", *OPTION_GROUPS)    # groups that a generator is built from
+TIMED = 15              # evaluations of each of two generators whose times are compared
+_COUNTS: dict[str, float] = {}
 EXAMPLE = "a large red circle in the centre on a white background"
 
 
@@ -74,21 +83,39 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
     arms = [_with_places(arm) for arm in expand(settings, values)]
     for arm in arms:
         _check_arm(arm)
-    arms = match_arms(arms, settings.grid.match, parameters if settings.grid.match == "params" else flops)
-    judge = describe(settings.judge.name)
+    arms = match_arms(arms, settings.grid.match, _cost(settings.grid.match, arms[0], Path(settings.runs_dir)))
+    judge = describe(**values["judge"])
     facts = {arm.name: {"data": _fingerprint(arm.settings["data"]), "judge": judge["sha256"], **part_facts(arm.settings)}
              for arm in arms}
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
-    return Plan(arms, trials_of(arms, settings.seeds, facts), facts, judge, threads, Path(settings.runs_dir).absolute())
+    trials = _different(trials_of(arms, settings.seeds, facts), bool(settings.grid.include))
+    named = {trial.arm for trial in trials}
+    arms = [arm for arm in arms if arm.name in named]
+    return Plan(arms, trials, facts, judge, threads, Path(settings.runs_dir).absolute())
+
+
+def _different(trials: list[Trial], joined: bool) -> list[Trial]:
+    """The trials, each key once. Grids that are joined may meet in a trial; in one grid, two arms of one key are an error."""
+    seen: dict[str, Trial] = {}
+    for trial in trials:
+        other = seen.setdefault(trial.key, trial)
+        if other is not trial and not joined:
+            apart = ", ".join(key for key in trial.values | other.values if trial.values.get(key) != other.values.get(key))
+            raise SettingError(f"grid: {other.arm} and {trial.arm} are the same trial, {apart} changes nothing there; "
+                               "grid.when says where an axis counts, grid.exclude leaves points out")
+    return list(seen.values())
 
 
 def _with_places(arm: Arm) -> Arm:
-    """The arm with folders of pretrained parts as absolute paths: jobs and saved models are used from elsewhere."""
+    """The arm with paths of pretrained parts as absolute paths: jobs and saved models are used from elsewhere."""
     places = {}
     for group, name in (("latent", "source"), ("model", "text_source")):
         given = arm.settings[group][name]
         if given and Path(given).expanduser().is_dir():
             places[group] = arm.settings[group] | {name: str(Path(given).expanduser().absolute())}
+    weights = arm.settings["judge"]["weights"]      # a path, or a tag of open_clip
+    if weights and (os.sep in weights or Path(weights).suffix) and Path(weights).expanduser().exists():
+        places["judge"] = arm.settings["judge"] | {"weights": str(Path(weights).expanduser().absolute())}
     return replace(arm, settings=arm.settings | places)
 
 
@@ -128,18 +155,72 @@ def _check_passes(arm: Arm) -> None:
 
 def parameters(settings: dict[str, Any]) -> float:
     """Generator parameters of trial settings."""
+    return _counted(_parameters, settings)
+
+
+def flops(settings: dict[str, Any]) -> float:
+    """Operations of one generator evaluation for one image."""
+    return _counted(_flops, settings)
+
+
+def _counted(count: Callable[[dict[str, Any]], float], settings: dict[str, Any]) -> float:
+    """``count(settings)``, once for all settings of the same generator: a grid over seeds and rates builds it once."""
+    built = json.dumps([count.__name__, settings["data"]["size"], *(settings[group] for group in BUILT)], sort_keys=True)
+    if built not in _COUNTS:
+        _COUNTS[built] = count(settings)
+    return _COUNTS[built]
+
+
+def _parameters(settings: dict[str, Any]) -> float:
     config = generator_config(settings, latent_sizes(settings)[0], text_width(settings))
     with torch.device("meta"):
         return sum(p.numel() for p in Generator(config).parameters())
 
 
-def flops(settings: dict[str, Any]) -> float:
-    """Operations of one generator evaluation for one image."""
+def _flops(settings: dict[str, Any]) -> float:
     from eval.flops import count_flops
 
     task = _example(settings, batch=1)
     with torch.no_grad():
         return count_flops(lambda: task.loss(0)).total
+
+
+def _cost(what: str, baseline: Arm, runs: Path) -> Callable[[dict[str, Any]], float]:
+    """What ``grid.match`` makes equal, as a function of trial settings."""
+    return {"params": parameters, "flops": flops, "latency": RelativeTime(baseline.settings, runs / "times"), "none": parameters}[what]
+
+
+class RelativeTime:
+    """Time of one generator evaluation over the baseline's, both run in turn, so that a drift meets both alike.
+
+    Times are kept in ``folder``: a grid planned again has the same widths, and so the same keys.
+    """
+
+    def __init__(self, baseline: dict[str, Any], folder: Path) -> None:
+        self.baseline, self.folder = baseline, folder
+
+    def __call__(self, settings: dict[str, Any]) -> float:
+        if settings is self.baseline:
+            return 1.0
+        built = [[given["data"]["size"], *(given[group] for group in BUILT)] for given in (self.baseline, settings)]
+        kept = self.folder / f"{digest(built)}.json"
+        known = read_json(kept)
+        if known is None:
+            torch.set_num_threads(1)
+            tasks = [_example(self.baseline, batch=1), _example(settings, batch=1)]
+            times = [[_seconds(task) for task in tasks] for _ in range(TIMED + 2)][2:]
+            known = {"ratio": statistics.median(mine / first for first, mine in times), "settings": built[1]}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(kept, known)
+        return known["ratio"]
+
+
+@torch.no_grad()
+def _seconds(task: FlowTask) -> float:
+    """Processor time of one evaluation on this thread, which other processes do not change."""
+    started = time.thread_time()
+    task.loss(0)
+    return time.thread_time() - started
 
 
 def _example(settings: dict[str, Any], batch: int) -> FlowTask:

@@ -29,7 +29,7 @@ class Status:
             return
         self._phase, self._written = phase, now
         write_json(self.path, {"state": state, "phase": phase, "pid": os.getpid(), "host": socket.gethostname(),
-                               "time": time.time(), **facts})
+                               "time": time.time(), **facts}, durable=False)
 
     def training(self, phase: str, row: dict[str, float], batch: int) -> None:
         """Say how a training loop goes, from a row of its metrics."""

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablations import jobs
 from ablations.compose import GROUPS, composed, options, settings_of
-from ablations.grid import Trial, expectations
-from ablations.launch import Job, run_jobs, thread_environment
-from ablations.progress import read_json
-from ablations.records import GridOutcome, TrialRecord
-from ablations.settings import Settings
-from ablations.watch import Watch
+from ablations.launch import thread_environment
 from iris.errors import SettingError
+from iris.settings import plain_values
+from iris.training.mlflow_location import Location
 
-if TYPE_CHECKING:
-    from ablations.plan import Plan
-    from ablations.tracking import Tracker
+ACTIONS = ("status", "cancel")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 HELP = """\
 Run an ablation grid: train every trial, measure it, log it to MLflow, write a report.
@@ -38,8 +32,15 @@ Run an ablation grid: train every trial, measure it, log it to MLflow, write a r
   python -m ablations.run grid=mixers --cfg job             # the composed configuration
   python -m ablations.run grid=mixers launcher=inline       # in this process, for a debugger
 
-Run again after a stop or a failure: finished trials are reused, others continue where they were.
-Exit codes: 0 done, 1 a trial failed, 2 a setting cannot be used, 130 interrupted.
+  python -m ablations.run grid=mixers launcher=slurm launcher.partition=gpu
+  python -m ablations.run grid=mixers action=status         # also: cancel, retry (only what failed), report
+  python -m ablations.show KEY                              # a trial: settings, state, results, files
+  python -m ablations.diff KEY KEY                          # what differs between two
+  python -m ablations.gc                                    # what the runs folder holds, and what may go
+
+Run again after a stop or a failure: finished trials are reused, others continue where they were. A second call beside a
+running one follows the same trials.
+Exit codes: 0 done, 1 a trial failed, 2 a setting or the disk cannot be used, 130 interrupted.
 
 Groups (group=option), and any setting as key=value:"""
 
@@ -57,14 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(OmegaConf.to_yaml(config), end="")
             return 0
-        settings, values = settings_of(config)
-        return _run(settings, values)
+        if config.action in ACTIONS:        # before torch is imported: they only read files
+            from ablations import actions
+
+            return getattr(actions, config.action)(plain_values(config), Console())
+        return _run(*settings_of(config))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where this stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        word = "interrupted" if type(stopped) is KeyboardInterrupt else "stopped by action=cancel"
+        print(f"\n{word}; the same command continues where this stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"error: {error}; what is finished is kept, and the same command goes on when there is room", file=sys.stderr)
+        return 2
 
 
 def _help() -> int:
@@ -88,20 +98,35 @@ def _wants_config(given: list[str]) -> bool:
     return False
 
 
-def _run(settings: Settings, values: dict[str, Any]) -> int:
+def _run(settings: Any, values: dict[str, Any]) -> int:
     console = Console()
     os.environ.update(thread_environment(settings.threads or os.cpu_count() or 1))
+    Location.of(settings.track.uri, Path.cwd()).check()
     if settings.dry_run:
         return _dry_run(settings, values, console)
+    from ablations.grid_record import record_path
     from ablations.tracking import Tracker
+    from ablations.watch import Watch
 
+    record = record_path(Path(settings.runs_dir), values)
     with Watch(settings.grid.name, settings.grid.question, settings.launcher.workers, console) as watch:
         watch.note("checking the settings")
         from ablations.plan import make_plan
+        from ablations.session import Detached, Session
 
         plan = make_plan(settings, values)
-        with Tracker(settings.grid.name, None, Path.cwd(), watch.note) as tracker:
-            outcome, report, problems = Session(settings, values, plan, watch, tracker).run()
+        _check_room(settings)
+        only = None
+        if settings.action != "run":
+            from ablations.actions import failed_keys
+
+            only = failed_keys(plan.runs, record) if settings.action == "retry" else set()
+        try:
+            with Tracker(settings.grid.name, settings.track.uri, Path.cwd(), plan.runs, watch.note, settings.track.models_mb) as tracker:
+                outcome, report, problems = Session(settings, values, plan, watch, tracker, record, only).run()
+        except Detached:
+            watch.note("the trials run on; the same command follows them again, action=status shows them, action=cancel stops them")
+            return 0
     watch.summary(outcome)
     for problem in problems:
         console.print(problem, style="yellow", markup=False)
@@ -109,177 +134,17 @@ def _run(settings: Settings, values: dict[str, Any]) -> int:
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
 
 
-class Session:
-    """One invocation of one grid."""
+def _check_room(settings: Any) -> None:
+    """Before anything is trained: can results and the report be written?"""
+    from ablations.launch.job import no_room
 
-    def __init__(self, settings: Settings, values: dict[str, Any], plan: Plan, watch: Watch, tracker: Tracker) -> None:
-        self.settings, self.values, self.plan, self.watch, self.tracker = settings, values, plan, watch, tracker
-        self.trials = {trial.key: trial for trial in plan.trials}
-        self.cached = {key for key, trial in self.trials.items() if (plan.folder(trial) / "result.json").exists()}
-        self.errors: dict[str, dict[str, str]] = {}
-        self.notes: list[str] = []
-        self.began = time.monotonic()
-
-    def run(self) -> tuple[GridOutcome, Path, list[str]]:
-        """Everything; returns the outcome, the report's path, and what MLflow could not take."""
-        from ablations.report import write_report
-        from ablations.verdict import judge_outcome
-
-        plan, tracker, grid = self.plan, self.tracker, self.settings.grid
-        tracker.prepare()
-        tracker.start(self.outcome([]), self.settings.seeds, grid.baseline)
-        stages = self._stage_jobs()
-        for trial in plan.trials:
-            self.watch.add_trial(trial.key, trial.arm, trial.seed, plan.folder(trial),
-                                 "cached" if trial.key in self.cached else "waiting")
-        tracker.ready()
-        self._launch(stages, self._stage_ended)
-        self._launch([Job(t.key, jobs.trial, plan.job_plan(t), plan.folder(t)) for t in plan.trials
-                      if t.key not in self.cached], self._trial_ended)
-        speed = self._speed()
-        records = [self.record(trial, speed.get(trial.arm, {})) for trial in plan.trials]
-        for record in records:
-            tracker.trial_finished(record)
-        outcome = self.outcome(records)
-        self.watch.note("writing the report")
-        report = write_report(outcome, Path(self.settings.reports_dir) / grid.name)
-        failed = any(record.state == "failed" for record in records)
-        self.watch.note("finishing MLflow")
-        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
-        return outcome, report, problems
-
-    def _stage_jobs(self) -> list[Job]:
-        """One job for each set of unfinished stages, and their rows in the table."""
-        made: dict[str, Job] = {}
-        shown: set[str] = set()
-        # Nothing else runs while stages are made: they share out all the threads that trials will use.
-        workers = self.settings.launcher.workers
-        sets = {tuple(self.plan.stages(trial).keys) for trial in self.plan.trials}
-        threads = {"threads": self.plan.threads * max(1, workers // len(sets))}
-        for trial in self.plan.trials:
-            stages = self.plan.stages(trial)
-            if trial.key in self.cached:
-                continue
-            for key, name in stages.keys.items():
-                if key not in shown:
-                    self.watch.add_stage(key, name, stages.folder(key))
-                    shown.add(key)
-                    if stages.done(key):
-                        self.watch.set_state(key, "cached")
-            if not all(stages.done(key) for key in stages.keys):
-                name = "-".join(["prepare", *(key.rpartition("-")[2] for key in stages.keys)])
-                made.setdefault(name, Job(name, jobs.stages, self.plan.job_plan(trial) | threads, stages.root / name))
-        return list(made.values())
-
-    def _launch(self, listed: list[Job], ended: Any) -> None:
-        if listed:
-            run_jobs(listed, self.settings.launcher, self.plan.runs / "logs", listed[0].plan["threads"],
-                     started=self._started, ended=ended, tick=self._tick)
-
-    def _started(self, job: Job) -> None:
-        if job.key in self.trials:
-            trial = self.trials[job.key]
-            self.watch.set_state(job.key, "running")
-            self.tracker.trial_started(trial.key, trial.arm, trial.seed, trial.baseline, trial.settings)
-
-    def _tick(self) -> None:
-        self.watch.update()
-        for key, trial in self.trials.items():
-            if key not in self.cached:
-                self.tracker.sync(key, self.plan.folder(trial))
-
-    def _stage_ended(self, job: Job, error: dict[str, str] | None) -> None:
-        """Bad data is the user's to mend, before anything is trained; other failures stop the trials that need the stage."""
-        if error is None:
-            return
-        if error["kind"] == "SettingError":
-            raise SettingError(error["message"])
-        self.watch.note(f"shared work failed ({error['cause']}): {error['message']} (log: {error['log']})")
-
-    def _trial_ended(self, job: Job, error: dict[str, str] | None) -> None:
-        if error is None:
-            result = read_json(job.folder / "result.json") or {"metrics": {}}
-            self.watch.set_state(job.key, "done", f"FID {result['metrics'].get('fid', float('nan')):.3g}")
-            return
-        self.errors[job.key] = error
-        self.watch.set_state(job.key, "failed", f"{error['cause']}: {error['message']}")
-
-    def _speed(self) -> dict[str, dict[str, Any]]:
-        """Speed and memory by arm, from one finished trial of each, the baseline first."""
-        from ablations.plan import hardware
-        from ablations.speed import measure_speed
-        from eval.workers import WorkerError
-
-        chosen: dict[str, Trial] = {}
-        for trial in self.plan.trials:
-            if (self.plan.folder(trial) / "result.json").exists():
-                chosen.setdefault(trial.arm, trial)
-        if not chosen:
-            return {}
-        result: dict[str, Any] = {}
-        machine = str(hardware(self.plan.threads))
-
-        def work() -> None:
-            try:
-                result.update(measure_speed(list(chosen.values()), self.plan.runs, 1, machine))
-            except WorkerError as error:
-                self.notes.append(f"Speed and memory were not measured: {error}")
-
-        self.watch.note(f"measuring speed and memory of {len(chosen)} models, interleaved, one thread each")
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self.watch.update()
-            thread.join(0.5)
-        contended = {reason for value in result.values() for reason in value["contended"].split("; ") if reason}
-        if contended:
-            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
-        return {arm: {k: v for k, v in result[t.key].items() if k != "contended"}
-                for arm, t in chosen.items() if t.key in result}
-
-    def record(self, trial: Trial, speed: dict[str, Any]) -> TrialRecord:
-        """What is known of a trial now."""
-        folder = self.plan.folder(trial)
-        result = read_json(folder / "result.json") or {}
-        metrics = result.get("metrics", {}) | (speed if result else {})
-        if result:
-            metrics["train_seconds"] = result["seconds"]["train"]
-        return TrialRecord(
-            key=trial.key, arm=trial.arm, values=trial.values, seed=trial.seed, baseline=trial.baseline,
-            state="done" if result else "failed", cached=trial.key in self.cached, settings=trial.settings, metrics=metrics,
-            folder=folder, matched=trial.matched, seconds=result.get("seconds", {}),
-            environment=result.get("environment", {}),
-            error=None if result else self.errors.get(trial.key, {"cause": "error", "message": "did not run", "traceback": "", "log": ""}))
-
-    def outcome(self, records: list[TrialRecord]) -> GridOutcome:
-        """The grid with these records."""
-        from ablations.plan import command, commit, hardware
-
-        grid, data = self.settings.grid, self.values["data"]
-        decide = grid.decide | {"expect": expectations(grid.decide, self.plan.arms)[0]}
-        return GridOutcome(
-            name=grid.name, question=grid.question, claim=grid.claim, match=grid.match, decide=decide, axes=grid.axes,
-            records=records, judge=self.plan.judge, data=data | {"fingerprint": self.plan.facts[self.plan.arms[0].name]["data"]}, command=command(),
-            commit=commit(), hardware=hardware(self.plan.threads), notes=self.all_notes(),
-            wall_seconds=time.monotonic() - self.began)
-
-    def all_notes(self) -> list[str]:
-        """Warnings that belong in the report."""
-        notes = list(self.notes)
-        stray = expectations(self.settings.grid.decide, self.plan.arms)[1]
-        if stray:
-            notes.append(f"grid.decide.expect names {', '.join(stray)}, which no arm of this run is: left out.")
-        if self.settings.data.name not in self.plan.judge["worlds"]:
-            notes.append(f"Judge {self.plan.judge['name']} was trained on {', '.join(self.plan.judge['worlds'])}: on "
-                         f"data {self.settings.data.name} its FID and KID show trends only.")
-        bad = {split: rows for trial in self.plan.trials[:1] for split, rows in
-               ((read_json(self.plan.stages(trial).folder(self.plan.stages(trial).data_key) / "result.json") or {})
-                .get("bad", {}).items()) if rows}
-        notes += [f"{len(rows)} unusable rows of {split} were skipped: {', '.join(rows[:5])}." for split, rows in bad.items()]
-        return notes
+    places = {"reports_dir": settings.reports_dir} | ({} if settings.action == "report" else {"runs_dir": settings.runs_dir})
+    for name, folder in places.items():
+        if reason := no_room(Path(folder)):
+            raise SettingError(f"{name}={folder}: {reason}")
 
 
-def _dry_run(settings: Settings, values: dict[str, Any], console: Console) -> int:
+def _dry_run(settings: Any, values: dict[str, Any], console: Console) -> int:
     """Print trials, keys, parameters, cost and what is cached; train nothing."""
     console.print(f"grid {settings.grid.name}: {settings.grid.question}", highlight=False, markup=False)
     import torch

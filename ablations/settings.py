@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eval.judges import JUDGES
 from iris.depth import Depth
 from iris.mixers import OPTION_GROUPS, AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
 from iris.settings import build, flatten, number, one_of, suggestion
@@ -14,15 +15,21 @@ __all__ = ["MODEL_TEXT", "TRIAL_GROUPS", "Settings", "build", "flatten", "number
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The question (conf/grid): what is varied, against what, and what difference matters."""
+    """The question (conf/grid): what is varied (``ablations.axes``), against what, and what difference matters."""
 
     name: str
     question: str
     claim: str
     baseline: dict
     axes: dict
-    match: str = one_of("params", "flops", "none")
+    zip: list
+    when: dict
+    exclude: list
+    points: list
+    include: list
+    match: str = one_of("params", "flops", "latency", "none")
     decide: dict
+    halving: dict | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,11 @@ class Latent:
 class Train(FlowTraining):
     """How the flow is trained (conf/train)."""
 
+    precision: str = one_of("no", "bf16", "fp16")
+    device: str = one_of("cpu", "auto", "cuda", "mps")
+    accumulate: int = number(1)
+    compile: bool
+    gradient_checkpointing: bool
     checkpoint_seconds: float = number(0)
 
 
@@ -89,7 +101,10 @@ class Sample:
 class Judge:
     """The network that FID features and CLIP scores come from (conf/judge)."""
 
-    name: str = one_of("shapes")
+    name: str = one_of(*JUDGES)
+    weights: str | None
+    model: str | None
+    prefix: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +120,34 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Where trials run (conf/launcher); through submitit in every case."""
+    """Where trials run (conf/launcher); through submitit in every case. What is Slurm's is read by Slurm alone."""
 
     name: str = one_of("local", "inline", "slurm")
     workers: int = number(1)
     timeout_min: int = number(1)
+    gpus_per_trial: int = number(0)
+    setup: list
+    interrupt: str = one_of("ask", "detach", "cancel")
     partition: str | None
     account: str | None
     qos: str | None
-    gpus_per_trial: int = number(0)
+    constraint: str | None
+    nodes: int = number(1)
     memory_gb: float | None = number(0, above=True)
-    setup: list
+    requeues: int = number(0)
+    signal_s: int = number(1)
+    array_size: int = number(1)
+    python: str | None
+    speed_constraint: str | None
+    sbatch: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """What MLflow is told, and where it is."""
+
+    uri: str | None
+    models_mb: float = number(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +169,13 @@ class Settings:
     judge: Judge
     measure: Measure
     launcher: Launcher
+    track: Track
     seeds: list
     threads: int | None = number(1)
     runs_dir: str
     reports_dir: str
     dry_run: bool
+    action: str = one_of("run", "status", "cancel", "retry", "report")
 
 
 # The settings of `model` that describe its text encoder.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ablations.grid import Trial, digest
+from ablations.digests import digest
+from ablations.grid import Trial
 from ablations.progress import read_json
-from eval.latency import measure_models
+from eval.latency import SpeedAndMemory, measure_models
 from eval.workers import Loader
 from iris.training.files import write_json
+
+TOGETHER = 8        # models loaded at once
 
 
 def measure_speed(trials: Sequence[Trial], runs: Path, threads: int, machine: str) -> dict[str, dict[str, Any]]:
@@ -30,22 +33,38 @@ def measure_speed(trials: Sequence[Trial], runs: Path, threads: int, machine: st
     cached = read_json(kept)
     if cached is not None:
         return cached
-    measured = measure_models({t.key: _loader(t, runs) for t in trials}, rounds, warmup, threads)
-    result = {}
-    for key, value in measured.items():
-        latency, memory = value.latency, value.memory
-        result[key] = {
-            "latency_ms": latency.median_ms, "latency_q1_ms": latency.q1_ms, "latency_q3_ms": latency.q3_ms,
-            "latency_ratio": latency.ratio_to_first,
-            **{k: v for k, v in asdict(memory).items() if k in ("peak_memory_mb", "weights_mb", "activations_mb") and v is not None},
-            "import_mb": memory.import_mb,
-            "contended": "; ".join(latency.reasons) if latency.contended else "",
-        }
+    result = measure_loaders(loaders_of(trials, runs), rounds, warmup, threads)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result)
     return result
 
 
-def _loader(trial: Trial, runs: Path) -> Loader:
-    return Loader("iris.pipeline:load_for_measuring", {
-        "folder": os.path.abspath(runs / "trials" / trial.key / "model"), **trial.settings["sample"]})
+def measure_loaders(loaders: Mapping[str, Mapping[str, Any]], rounds: int, warmup: int, threads: int) -> dict[str, dict[str, Any]]:
+    """Latency and memory by key, of models given as ``loaders_of`` gives them, a few at a time beside the first.
+
+    Models that are compared stay loaded together, so many are measured in groups, each with the first model in it.
+    """
+    first, *others = loaders
+    result: dict[str, dict[str, Any]] = {}
+    for start in range(0, max(1, len(others)), TOGETHER - 1):
+        group = [first, *others[start : start + TOGETHER - 1]]
+        measured = measure_models({key: Loader(**loaders[key]) for key in group}, rounds, warmup, threads)
+        result = {key: _figures(value) for key, value in measured.items()} | result
+    return result
+
+
+def loaders_of(trials: Sequence[Trial], runs: Path) -> dict[str, dict[str, Any]]:
+    """How a process gets each trial's saved model: {key: the arguments of a ``Loader``}."""
+    return {trial.key: {"function": "iris.pipeline:load_for_measuring", "argument": {
+        "folder": os.path.abspath(runs / "trials" / trial.key / "model"), **trial.settings["sample"]}} for trial in trials}
+
+
+def _figures(value: SpeedAndMemory) -> dict[str, Any]:
+    latency, memory = value.latency, value.memory
+    return {
+        "latency_ms": latency.median_ms, "latency_q1_ms": latency.q1_ms, "latency_q3_ms": latency.q3_ms,
+        "latency_ratio": latency.ratio_to_first,
+        **{k: v for k, v in asdict(memory).items() if k in ("peak_memory_mb", "weights_mb", "activations_mb") and v is not None},
+        "import_mb": memory.import_mb,
+        "contended": "; ".join(latency.reasons) if latency.contended else "",
+    }

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablations.grid import digest, used_latent
+from ablations.digests import digest
+from ablations.grid import used_latent
 from ablations.model import build_latent_of, build_text, latent_shape
 from ablations.progress import Status, read_json
 from eval.judges import Judge, load_judge
 from iris import data as sources
+from iris.errors import SettingError
 from iris.latents import Latent
 from iris.latents.losses import psnr
 from iris.randomness import initialise
@@ -58,7 +60,10 @@ class Stages:
         latent = used_latent(settings["latent"]) | ({"source": facts["latent"]} if "latent" in facts else {})
         self.latent_key = "latent-" + digest([self.data_key, latent])
         self.text_key = "text-" + digest([self.data_key, facts["text"]]) if "text" in facts else None
-        self.reference_key = "reference-" + digest([self.data_key, facts["judge"]])
+        # One weights file can be read by several networks of a judge: its model is part of what it is.
+        model = [settings["judge"]["model"]] if settings["judge"].get("model") else []
+        self.reference_key = "reference-" + digest([self.data_key, facts["judge"], *model])
+        self.judge_sha256 = facts["judge"]
 
     def folder(self, key: str) -> Path:
         """Where a stage lives."""
@@ -113,6 +118,18 @@ class Stages:
             return EmbeddedText(self.folder(self.text_key) / read_json(self.folder(self.text_key) / RESULT)["embedded"])
         return build_text(self.settings, self.described("train")["captions"])
 
+    def judge(self, device: str | torch.device = "cpu") -> Judge:
+        """The judge that the plan described, on ``device``.
+
+        Raises:
+            SettingError: its weights were exchanged since.
+        """
+        judge = load_judge(**self.settings["judge"], device=device)
+        if judge.sha256 != self.judge_sha256:
+            raise SettingError(f"judge {judge.name}: the weights now have sha256 {judge.sha256}, the plan was made with "
+                               f"{self.judge_sha256}; put those back or start the grid again")
+        return judge
+
     def reference(self, split: str) -> Tensor:
         """Judge features [N, D] of a split's real images."""
         return torch.from_numpy(np.load(self.folder(self.reference_key) / f"{split}.npy"))
@@ -154,7 +171,8 @@ class Stages:
         train = torch.from_numpy(np.array(self.pixels("train")))
         if latent.trained:
             task = VAETask(latent, train, chosen["batch"], chosen["seed"], chosen["kl_weight"], chosen["detail_weight"])
-            loop = LoopSettings(chosen["steps"], OptimiserSettings("adamw", chosen["learning_rate"]))
+            loop = LoopSettings(chosen["steps"], OptimiserSettings("adamw", chosen["learning_rate"]),
+                                device=self.settings["train"]["device"])
             fit(task, loop, folder, lambda row: status.training("train", row | {"psnr": psnr(row["mse"])}, chosen["batch"]))
         latent.eval()
         status("encoding")
@@ -174,7 +192,7 @@ class Stages:
         return {"embedded": made.relative_to(folder).as_posix(), "captions": len(set(captions))}
 
     def _make_reference(self, folder: Path, status: Status) -> dict[str, Any]:
-        judge = load_judge(self.settings["judge"]["name"])
+        judge = self.judge()
         for split in [name for name in self.splits if name != "train"]:
             status(f"judging {split}")
             np.save(folder / f"{split}.npy", judge_features(judge, self.pixels(split)).numpy())
@@ -184,7 +202,7 @@ class Stages:
 def judge_features(judge: Judge, pixels: np.ndarray | Tensor, batch: int = 512) -> Tensor:
     """Judge features [N, D] of images uint8 [N, H, W, 3]."""
     parts = [np.array(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
-    return torch.cat([judge.image_features(to_images(torch.from_numpy(part))) for part in parts])
+    return torch.cat([judge.image_features(to_images(torch.from_numpy(part))).cpu() for part in parts])
 
 
 @torch.no_grad()

@@ -1,208 +1,272 @@
-"""The grid's tracker: imports what the trials write into MLflow, without ever holding up or stopping them.
+"""The grid's tracker: tells MLflow of the trials, without ever holding them up, stopping them or losing anything.
 
 Only the driver process talks to MLflow; trials write JSON Lines. Eight workers that meet on a fresh sqlite store lose
-runs and can leave it unusable, so the store has exactly one writer. Calls return at once: one thread does the work in
-order, so neither MLflow's import (3 to 8 s) nor a slow server delays a trial or the table on the screen.
+runs and can leave it unusable, so a grid has exactly one writer. Calls return at once: one thread does the work, so
+neither MLflow's import (3 to 8 s) nor a slow server delays a trial or the table on the screen. What MLflow is to know
+is written down first (journal.py), so a server that is down, or a driver that is killed, only delays it: the same
+command, or ``python -m ablations.sync``, sends the rest.
 """
 
 from __future__ import annotations
 
-import os
-import queue
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ablations.journal import Journal, PlannedTrial
 from ablations.mlflow_store import GridStore, TrialRun
 from ablations.records import GridOutcome, TrialRecord
-from ablations.tracking_payload import flatten
+from iris.training.mlflow_location import Location, unreachable
 
 RETRY_SECONDS = 30.0        # after a failed call the store is left alone this long
+PATIENCE_SECONDS = 30.0     # that the end of the grid waits for a store that answers nothing,
+END_SECONDS = 120.0         # and for one that answers slowly
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
 class Tracker:
-    """Writes a grid's trials to MLflow from the driver process; never raises for MLflow's sake.
+    """Tells MLflow of a grid's trials from the driver process; never raises for MLflow's sake.
 
     Args:
         experiment: name of the MLflow experiment, the grid's name.
-        uri: tracking URI; None means the environment's MLFLOW_TRACKING_URI, and without one a local store:
-            ``sqlite:///<root>/mlflow.db`` with artifacts under ``<root>/mlartifacts``, which a plain ``mlflow ui``
-            started in ``root`` shows. (Artifacts stay out of ``mlruns/``: a folder of that name from an older MLflow
-            makes ``mlflow ui`` choose the retired file store.)
+        uri: tracking URI; None: see ``Location.of``.
         root: folder of the default store.
+        runs: the runs folder.
         warn: called with one sentence when MLflow first fails, from the tracker's thread. Default: print to stderr.
+        models_mb: size up to which trained models are logged; 0: none.
 
-    A call that fails is tried again at the trial's next call and once more in ``finish``; ``problems`` says what is
-    still missing then. As a context manager: leaving by an exception before ``finish`` marks what runs as KILLED
-    (KeyboardInterrupt) or FAILED.
+    ``problems`` says in the end what MLflow does not have. As a context manager: leaving by an exception before
+    ``finish`` marks what runs as KILLED (KeyboardInterrupt) or FAILED.
+
+    Raises:
+        SettingError: nothing can ever be written to ``uri``.
     """
 
-    def __init__(self, experiment: str, uri: str | None, root: Path,
-                 warn: Callable[[str], None] | None = None) -> None:
-        self.root = Path(root).resolve()
-        self.default_uri = f"sqlite:///{self.root / 'mlflow.db'}"
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or self.default_uri
+    def __init__(self, experiment: str, uri: str | None, root: Path, runs: Path,
+                 warn: Callable[[str], None] | None = None, models_mb: float = 50.0) -> None:
+        self.location = Location.of(uri, root).check()
+        self.experiment, self.runs, self.models_mb = experiment, Path(runs), models_mb
         self.problems: list[str] = []
-        self._store = GridStore(experiment, self.uri, self.root if self.uri == self.default_uri else None)
         self._warn = warn or (lambda text: print(text, file=sys.stderr))
-        self._warned = False
-        self._started = False
-        self._finished = False
+        self._warned: set[str] = set()
+        self._journal: Journal | None = None
+        self._header: tuple[GridOutcome, Sequence[PlannedTrial], dict[str, str]] | None = None
+        self._closed = False                        # the store has the end of the grid
+        self._writing = False                       # this process is the grid's one writer
+        self._store: GridStore | None = None
         self._trials: dict[str, TrialRun] = {}
-        self._unlogged: dict[str, TrialRecord] = {}     # ended, not yet complete in the store
-        self._queued_syncs: set[str] = set()
+        self._end: tuple[GridOutcome | None, Path | None, str, str | None] | None = None
+        # What the thread is to look at, in order; its state besides is the trials' own.
+        self._changed = threading.Condition()
+        self._waiting: dict[str, None] = {}
+        self._busy, self._stopping = False, False
         self._quiet_until = 0.0
-        self._ready = threading.Event()
-        self._queue: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-
-    @property
-    def parent_id(self) -> str | None:
-        """Id of the invocation's run; None until the store has made it."""
-        return self._store.parent_id
+        self._pen = threading.RLock()               # of the journal: the driver and the thread write it
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     @property
     def command(self) -> str:
         """The command (or address) that shows the runs, as typed in the current folder."""
-        if self.uri.startswith(("http://", "https://")):
-            return self.uri
-        # MLflow's own rule: numbered folders with a meta.yaml in ./mlruns select the file store over ./mlflow.db.
-        old_store = any(Path("mlruns").glob("[0-9]*/meta.yaml"))
-        if self.uri == self.default_uri and Path.cwd() == self.root and not old_store:
-            return "uv run mlflow ui"
-        return f"uv run mlflow ui --backend-store-uri {self.uri}"
+        return self.location.command
 
-    def prepare(self) -> None:
-        """Import MLflow and create the store's tables and the experiment, in the background."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self._thread.start()
-            self._put("a connection", self._store.connect)
+    @property
+    def parent_id(self) -> str | None:
+        """Id of the grid's run; None until the store has it."""
+        return self._store.parent_id if self._store else None
 
-    def ready(self, timeout: float = 60.0) -> bool:
-        """Wait until the store exists or could not be reached; returns whether it can be written to."""
-        self.prepare()
-        self._ready.wait(timeout)
-        return self._store.client is not None
+    def start(self, header: GridOutcome, trials: Iterable[Any], seeds: Sequence[int],
+              baseline: Mapping[str, Any]) -> None:
+        """Say what the grid is. The same trials are the same run in MLflow, whoever runs them and how often.
 
-    def start(self, header: GridOutcome, seeds: Sequence[int], baseline: Mapping[str, Any]) -> None:
-        """Open the parent run. ``header`` is the outcome as known before any trial ran; its records are not read."""
+        Args:
+            header: the outcome as known before any trial ran; its records are not read.
+            trials: all of the grid, as ``ablations.grid.Trial``.
+        """
+        planned = [PlannedTrial.of(trial) for trial in trials]
         params = {f"axis.{name}": ", ".join(map(str, values)) for name, values in header.axes.items()}
         params |= {f"baseline.{name}": str(value) for name, value in baseline.items()}
         params |= {f"decide.{name}": str(value) for name, value in header.decide.items()}
         params |= {"seeds": ", ".join(map(str, seeds)), "match": header.match}
-        self._started = True
-        self._store.describe(header, params)
-        self.prepare()
-        self._put("the parent run", self._store.ensure_parent)
+        self._header = header, planned, params
+        self._journal = Journal.of(self.runs, self.experiment, [trial.key for trial in planned])
+        self._trials = {trial.key: TrialRun(trial, self.runs / "trials" / trial.key) for trial in planned}
+        self._store = GridStore(self.location, self._journal.key, header, params, self.models_mb)
+        self._write_down()
+        self._thread.start()
+        self._look("")
 
-    def trial_started(self, key: str, arm: str, seed: int, baseline: bool, settings: Mapping[str, Any]) -> None:
-        """Open the trial's child run: its settings as params, who it is as tags."""
-        trial = self._remember(key, arm, seed, baseline, settings)
-        self._put(trial.name, lambda: self._store.ensure_trial(trial))
+    def trial_started(self, key: str) -> None:
+        """A trial runs, for the first time or again."""
+        self._trials[key].record = None
+        self._look(key)
 
-    def sync(self, key: str, folder: Path) -> None:
-        """Import what ``folder/metrics.jsonl`` gained. Cheap; call it as often as you like for trials that run."""
-        trial = self._trials.get(key)
-        if trial is None or key in self._queued_syncs:
-            return
-
-        def job() -> None:
-            self._queued_syncs.discard(key)     # first: lines written from here on are worth another call
-            self._store.sync(trial, Path(folder))
-
-        self._queued_syncs.add(key)
-        self._put(trial.name, job)
+    def sync(self, key: str) -> None:
+        """A running trial may have new metrics. Cheap; call it as often as you like."""
+        self._look(key)
 
     def trial_finished(self, record: TrialRecord) -> None:
-        """Complete the trial's run (opened here when trial_started was not called, as for a cached trial)."""
-        trial = self._remember(record.key, record.arm, record.seed, record.baseline, record.settings)
-        self._unlogged[record.key] = record
-        self._put(trial.name, lambda: self._complete(trial, record))
+        """A trial ended, now or before; called again, when more is known of it."""
+        self._trials[record.key].record = record
+        self._write_down(lambda journal: journal.ended(record))
+        self._look(record.key)
+
+    def wait(self) -> bool:
+        """Wait until MLflow was told of all there is; False: it did not take something, and is left alone for now."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy and (not self._waiting or self._quiet))
+            return not self._waiting
 
     def finish(self, outcome: GridOutcome | None, report: Path | None, status: str = "FINISHED",
-               verdict: str | None = None, timeout: float = 120.0) -> list[str]:
-        """Close the parent run: summary metrics, the report folder as artifact, the verdict as tag, the status.
+               verdict: str | None = None) -> list[str]:
+        """End the grid's run: summary metrics, the report folder as artifact, the verdict as tag, the status.
 
-        ``status`` is FINISHED, FAILED or KILLED. Children still open end as KILLED. Waits up to ``timeout`` seconds.
-        Returns ``problems``: a sentence for each thing that is not in the store; empty when all is. Raises
-        ValueError for another status.
+        ``status`` is FINISHED, FAILED or KILLED. Trials that did not end are marked KILLED. Waits for a store that
+        answers. Returns ``problems``: a sentence for what is not in the store; empty when all is. Raises ValueError for
+        another status.
         """
         if status not in STATUSES:
             raise ValueError(f"status is {status!r}; allowed: {', '.join(STATUSES)}")
-        if self._finished or not self._started:
-            return self.problems
-        self._finished = True
-        self._put("the end of the grid", lambda: self._close(outcome, report, status, verdict))
-        self._queue.put(None)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            self.problems.append(f"MLflow at {self.uri} was still being written to after {timeout:.0f} s.")
+        if self._end is None and not self._stopping and self._journal is not None:
+            self._end = outcome, report, status, verdict
+            self._write_down(lambda journal: journal.closed(outcome, report, status, verdict))
+            self._stop()
+            self._say_what_is_missing()
         return self.problems
 
+    def detach(self) -> None:
+        """Leave the runs open: the trials go on, and the same command goes on with telling of them."""
+        if self._journal is not None:
+            self._stop()
+
     def __enter__(self) -> Self:
-        self.prepare()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         killed = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.finish(None, None, "KILLED" if killed else "FAILED", timeout=20.0)
+        self.finish(None, None, "KILLED" if killed else "FAILED")
+
+    # -- what the driver's calls share ----------------------------------------------------------------------------
+
+    def _look(self, key: str) -> None:
+        """The thread is to look at a trial, or, without a key, at the grid."""
+        with self._changed:
+            self._waiting[key] = None
+            self._changed.notify_all()
+
+    def _write_down(self, write: Callable[[Journal], None] | None = None) -> None:
+        """Into the journal; all of it, when another process wrote it until now."""
+        try:
+            with self._pen:
+                if not self._writing and self._journal.acquire():
+                    self._writing, write = True, self._write_all
+                if self._writing and write is not None:
+                    write(self._journal)
+        except OSError as error:        # a full or read-only disk: MLflow is told all the same
+            self._writing = True
+            self._trouble("journal", f"What MLflow is to know cannot be written down: {error}. The trials go on.")
+
+    def _write_all(self, journal: Journal) -> None:
+        journal.plan(*self._header)
+        for trial in self._trials.values():
+            if trial.record is not None:
+                journal.ended(trial.record)
+        if self._end is not None:
+            journal.closed(*self._end)
+
+    def _stop(self) -> None:
+        """Let the thread do what waits, as long as the store answers."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        began = time.monotonic()
+        patience = END_SECONDS if self.location.file else PATIENCE_SECONDS      # a file is slow, but never silent
+        while self._thread.is_alive():
+            client = self._store.client
+            heard = max(began, client.answered) if client else began
+            if time.monotonic() > min(heard + patience, began + END_SECONDS):
+                break
+            self._thread.join(0.1)
+        if self._writing and not self._thread.is_alive():
+            self._journal.release()
+
+    def _say_what_is_missing(self) -> None:
+        missing = [trial.planned.label for trial in self._trials.values() if trial.record and not trial.settled]
+        if not self._writing:
+            self.problems.append("Another command runs this grid too; that one tells MLflow of it.")
+        elif missing or not self._closed:
+            what = f"all of {len(missing)} trials ({'; '.join(missing[:5])}{'; …' if len(missing) > 5 else ''})"
+            what = "anything of this grid" if self.parent_id is None else what if missing else "the end of the grid"
+            self.problems.append(f"MLflow at {self.location.shown} does not have {what}. Nothing is lost: the same "
+                                 "command, or python -m ablations.sync, sends it without training once MLflow answers.")
 
     # -- in the thread --------------------------------------------------------------------------------------------
 
+    @property
+    def _quiet(self) -> bool:
+        return time.monotonic() < self._quiet_until
+
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            what, job = item
-            try:
-                # What is skipped in a quiet time is not lost: a later sync, trial_finished or the end does it.
-                if time.monotonic() >= self._quiet_until or what == "the end of the grid":
-                    job()
-                else:
-                    self._queued_syncs.clear()
-            except Exception as error:      # MLflow, its server and its database raise everything
-                self._trouble(what, error)
-            self._ready.set()
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                while not self._stopping and (not self._waiting or self._quiet):
+                    self._changed.wait(max(0.0, self._quiet_until - time.monotonic()) if self._waiting else None)
+                if self._stopping:
+                    break
+                key = next(iter(self._waiting))
+                del self._waiting[key]
+                self._busy = True
+            if self._bring(key) is not None:
+                with self._changed:
+                    self._waiting.setdefault(key)       # again, after the others
+                    self._quiet_until = time.monotonic() + RETRY_SECONDS
+        self._finish()
 
-    def _trouble(self, what: str, error: Exception) -> None:
-        self._quiet_until = time.monotonic() + RETRY_SECONDS
-        if not self._warned:
-            self._warned = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            self._warn(f"MLflow at {self.uri} did not take {what}: {reason}. The trials go on; tracking is retried.")
-
-    def _complete(self, trial: TrialRun, record: TrialRecord) -> None:
-        self._store.complete(trial, record)
-        self._unlogged.pop(record.key, None)
-
-    def _close(self, outcome: GridOutcome | None, report: Path | None, status: str, verdict: str | None) -> None:
+    def _bring(self, key: str) -> Exception | None:
+        """Everything of a trial, or of the grid, that the store does not have; returns what went wrong."""
+        self._write_down()
+        if not self._writing:
+            return BlockingIOError("another command tells MLflow of this grid")
         try:
-            for record in list(self._unlogged.values()):
-                self._complete(self._trials[record.key], record)
-            for trial in self._trials.values():
-                self._store.kill(trial)
-            self._store.close(outcome, report, status, verdict)
+            if key:
+                self._store.bring(self._trials[key])
+            else:
+                self._store.open()
+        except Exception as error:      # MLflow, its server and its database raise everything
+            what = self._trials[key].planned.label if key else "the grid's run"
+            self._trouble("store", f"MLflow at {self.location.shown} did not take {what}: "
+                                   f"{self.location.explained(error)}. The trials go on; MLflow is tried again.")
+            return error
+        return None
+
+    def _finish(self) -> None:
+        """All that waits, once; a store that cannot be reached is not tried for each trial."""
+        for key in ["", *self._waiting]:
+            error = self._bring(key)
+            if error is not None and (not self._writing or unreachable(error)):
+                return
+        if self._end is None:
+            return
+        outcome, report, status, verdict = self._end
+        try:
+            self._store.close(outcome, report, status, verdict, self._trials)
+            self._closed = True
         except Exception as error:
-            self._trouble("the end of the grid", error)
-            names = [self._trials[key].name for key in self._unlogged]
-            missing = f"all of these trials: {'; '.join(names)}" if names else "the end of the grid (summary, report)"
-            missing = missing if self.parent_id else "anything of this grid"
-            self.problems.append(f"MLflow at {self.uri} does not have {missing}. Nothing else is lost: the same "
-                                 f"command logs it from the trials' folders, without training, once MLflow answers.")
+            self._trouble("store", f"MLflow at {self.location.shown} did not take the end of the grid: "
+                                   f"{self.location.explained(error)}.")
+        if self._closed and all(trial.settled for trial in self._trials.values() if trial.record):
+            with contextlib.suppress(OSError):
+                self._journal.sent(self.location.uri)
 
-    # -- small parts ----------------------------------------------------------------------------------------------
-
-    def _put(self, what: str, job: Callable[[], None]) -> None:
-        self._queue.put((what, job))
-
-    def _remember(self, key: str, arm: str, seed: int, baseline: bool, settings: Mapping[str, Any]) -> TrialRun:
-        if key not in self._trials:
-            tags = {"kind": "trial", "key": key, "arm": arm, "seed": str(seed), "baseline": str(baseline).lower(),
-                    "state": "running"}
-            self._trials[key] = TrialRun(key, f"{arm}, seed {seed}", tags, flatten(settings))
-        return self._trials[key]
+    def _trouble(self, what: str, sentence: str) -> None:
+        """Tell the person, once of each kind."""
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn(sentence)

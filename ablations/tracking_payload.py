@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
-import re
+import os
+import socket
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablations.records import GridOutcome
+from iris.training.mlflow_curves import metric_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ablations.journal import PlannedTrial
+
 DIGEST_LENGTH = 36                  # MLflow's limit for a dataset digest
 SUMMARY = ("fid", "clip_score", "accuracy_caption", "latency_ratio", "peak_memory_mb", "params_m")
-
-
-class MetricPoint(NamedTuple):
-    """One value of one curve."""
-
-    name: str
-    value: float
-    time_ms: int
-    step: int
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -44,31 +40,19 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def metric_name(text: str) -> str:
-    """``text`` with what MLflow does not allow in a name (it allows letters, digits, ``_ - . / :`` and space) as _."""
-    return re.sub(r"[^\w\-./: ]", "_", text)
+def data_inputs(outcome: GridOutcome) -> list[tuple[str, dict[str, str]]]:
+    """What a grid's trials read, as (context, arguments of mlflow.entities.Dataset): the data's splits, and the judge.
 
-
-def metric_points(file: Path) -> Iterator[MetricPoint]:
-    """The curves of a metrics.jsonl in file order; a half-written last line and values that are no numbers left out.
-
-    Lines whose step does not increase are skipped: they are the trace of two writers meeting for a moment when a
-    requeued trial starts before its first process is dead.
+    A split has a name of its own: MLflow takes one input of a name and digest to a run.
     """
-    last = -1
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            step, time_ms = int(line.pop("step")), int(float(line.pop("time")) * 1000)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if step <= last:
-            continue
-        last = step
-        line.pop("steps", None)             # how many there will be: a setting, not a curve
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield MetricPoint(metric_name(name), float(value), time_ms, step)
+    found = []
+    for context in ("train", "validation", *(["heldout"] if outcome.data.get("heldout") else [])):
+        if outcome.data.get("name"):
+            fields = dataset_fields(outcome.data, "fingerprint")
+            found.append((context, fields | {"name": f"{fields['name']}/{context}"}))
+    if outcome.judge.get("name"):
+        found.append(("judge", dataset_fields(outcome.judge, "sha256")))
+    return found
 
 
 def dataset_fields(record: Mapping[str, Any], digest: str) -> dict[str, str]:
@@ -82,6 +66,32 @@ def dataset_fields(record: Mapping[str, Any], digest: str) -> dict[str, str]:
         "source": json.dumps(source),
         "profile": json.dumps(dict(record), default=str),
     }
+
+
+def common_tags(header: GridOutcome) -> dict[str, str]:
+    """Tags of a grid's run and of its trials': what it is about, and who runs it."""
+    return {
+        "grid": header.name, "judge": str(header.judge.get("name", "none")),
+        "judge_sha256": str(header.judge.get("sha256", "")), "data": str(header.data.get("name", "")),
+        "data_fingerprint": str(header.data.get("fingerprint", "")), "git_commit": header.commit,
+        "host": socket.gethostname(), "pid": str(os.getpid()), "mlflow.user": _user(),
+        "mlflow.source.name": "ablations.run", "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": header.commit.removesuffix("+changes"),
+    }
+
+
+def grid_tags(header: GridOutcome, key: str) -> dict[str, str]:
+    """Tags of a grid's run, by which it is found again."""
+    tags = {"kind": "grid", "grid_key": key, "question": header.question, "claim": header.claim,
+            "command": header.command, "mlflow.note.content": parent_note(header)}
+    return common_tags(header) | tags | {f"hardware.{name}": str(value) for name, value in header.hardware.items()}
+
+
+def trial_tags(header: GridOutcome, trial: PlannedTrial, parent_id: str) -> dict[str, str]:
+    """Tags of a trial's run, by which it is found again."""
+    return common_tags(header) | {
+        "kind": "trial", "key": trial.key, "arm": trial.arm, "seed": str(trial.seed),
+        "baseline": str(trial.baseline).lower(), "mlflow.parentRunId": parent_id}
 
 
 def arm_means(outcome: GridOutcome) -> dict[str, float]:
@@ -129,3 +139,10 @@ def contact_sheet(images: np.ndarray, columns: int = 8, limit: int = 64) -> Imag
         top, left = gap + step_y * (index // columns), gap + step_x * (index % columns)
         sheet[top:top + height * scale, left:left + width * scale] = image.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(sheet)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):         # a container's user without a name
+        return "unknown"

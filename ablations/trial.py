@@ -22,11 +22,12 @@ from eval.attributes import attribute_accuracy
 from eval.clip_score import clip_score
 from eval.fid import frechet_distance, frechet_jackknife
 from eval.flops import count_flops
-from eval.judges import Judge, load_judge
+from eval.judges import Judge
 from eval.kid import kid
 from iris.gates import record_gates
 from iris.pipeline import IrisPipeline, load_for_measuring
 from iris.sampling import SamplingSettings
+from iris.training.devices import own_device, process_count, process_rank
 from iris.training.files import write_json
 from iris.training.loop import LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OptimiserSettings
@@ -39,10 +40,15 @@ MODEL = "model"         # folder of the saved pipeline
 def run_trial(folder: str, plan: dict[str, Any]) -> None:
     """Run the trial of ``folder`` and leave result.json there, or error.json with the cause.
 
+    Of several processes that share each batch, the first does everything and the others help it train.
+
     Args:
         plan: {"key", "settings", "facts", "runs_dir", "threads"}.
     """
-    _guarded(Path(folder), plan, _run)
+    if process_rank() > 0:
+        _help_to_train(Path(folder), plan)
+    else:
+        _guarded(Path(folder), plan, _run)
 
 
 def prepare_stages(folder: str, plan: dict[str, Any]) -> None:
@@ -74,6 +80,19 @@ def _guarded(place: Path, plan: dict[str, Any], work: Callable[[Path, dict[str, 
             raise
 
 
+def _help_to_train(place: Path, plan: dict[str, Any]) -> None:
+    """What the other processes of a trial do: wait for the shared work, then take their rows of each batch."""
+    prepare_process(plan["threads"])
+    stages = Stages(plan["settings"], plan["facts"], Path(plan["runs_dir"]))
+    while not all(stages.done(key) for key in stages.keys):
+        if (place / "error.json").exists():
+            raise RuntimeError("the first process of this trial failed while it made shared work; its error.json has the cause")
+        time.sleep(1.0)
+    if not (place / RESULT).exists():
+        model = build_model(plan["settings"], stages.latent()[0].channels, stages.text())
+        fit(_task(model, stages, plan["settings"]), _loop(plan["settings"]), place)
+
+
 def prepare_process(threads: int) -> None:
     """Fix the threads, so that sums are made in the same order each time."""
     torch.set_num_threads(threads)
@@ -93,19 +112,23 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     settings = plan["settings"]
     status("stages")
     stages = Stages(settings, plan["facts"], Path(plan["runs_dir"]))
+    if process_count() > 1 and not all(stages.done(key) for key in stages.keys):
+        raise RuntimeError("shared work is missing, which one process makes before the trials that share each batch among several")
     stages.make()
+    write_json(place / "stages.json", list(stages.keys))
     seconds: dict[str, float] = {}
+    device = own_device(settings["train"]["device"])
     captions = stages.described("train")["captions"]
     latent, options = stages.latent()
     model = build_model(settings, latent.channels, stages.text())
     pipeline = IrisPipeline(model, latent, settings["latent"]["name"], options, settings["data"]["size"])
-    judge = load_judge(settings["judge"]["name"])
+    judge = stages.judge(device)
     for split in stages.splits:         # a caption that the encoder does not know must not stop the trial after training
         model.text.tokenise(stages.described(split)["captions"])
 
-    metrics = _untrained(pipeline, judge, stages, settings)
+    metrics = _untrained(pipeline.to(device), judge, stages, settings)
     started = time.monotonic()
-    metrics |= _train(place, model, captions, stages, settings, status)
+    metrics |= _train(place, model, stages, settings, status)
     model.eval()
     pipeline.save(place / MODEL)
     seconds["train"] = time.monotonic() - started
@@ -119,13 +142,14 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
     metrics |= _size(place, pipeline, captions[0], settings)
     _gates(place, pipeline, stages, settings)
     return {"key": plan["key"], "metrics": metrics, "seconds": seconds, "steps": settings["train"]["steps"],
-            "environment": environment()}
+            "environment": environment(device)}
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers were made on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": processor(), "host": platform.node(),
-            "python": platform.python_version(), "device": "cpu"}
+            "python": platform.python_version(), "device": name}
 
 
 def processor() -> str:
@@ -146,26 +170,34 @@ def _untrained(pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: d
     return {"fid_untrained": frechet_distance(judge_features(judge, images), stages.reference("validation"))}
 
 
-def _train(place: Path, model: TextToLatent, captions: list[str], stages: Stages, settings: dict[str, Any],
-           status: Status) -> dict[str, float]:
-    train, encode = settings["train"], model.text.tokenise
-    shared = {"null": encode([""])[0], "batch": train["batch"], "seed": settings["seed"], "times": times_of(settings),
-              "caption_dropout": train["caption_dropout"], "loss_weight": train["loss_weight"],
-              "min_snr_gamma": train["min_snr_gamma"], "steps": train["steps"]}
-    task = FlowTask(model, stages.latents("train"), encode(captions), **shared)
-    optimiser = OptimiserSettings(train["optimiser"], train["learning_rate"], train["weight_decay"], train["warmup"],
-                                  train["decay"], train["clip"])
-    loop = LoopSettings(train["steps"], optimiser, train["ema"], log_every=max(1, min(10, train["steps"] // 4)),
-                        checkpoint_seconds=train["checkpoint_seconds"])
+def _train(place: Path, model: TextToLatent, stages: Stages, settings: dict[str, Any], status: Status) -> dict[str, float]:
     process = psutil.Process()
     process.cpu_percent()
 
     def meter() -> dict[str, float]:
         return {"system/cpu_percent": process.cpu_percent(), "system/rss_mb": process.memory_info().rss / 1e6}
 
-    fit(task, loop, place, lambda row: status.training("train", row, train["batch"]), meter)
-    held = FlowTask(model, stages.latents("validation"), encode(stages.described("validation")["captions"]), **shared)
-    return {"validation_loss": validation_loss(held)}
+    batch = settings["train"]["batch"]
+    fit(_task(model, stages, settings), _loop(settings), place, lambda row: status.training("train", row, batch), meter)
+    return {"validation_loss": validation_loss(_task(model, stages, settings, "validation"))}
+
+
+def _task(model: TextToLatent, stages: Stages, settings: dict[str, Any], split: str = "train") -> FlowTask:
+    """The flow's task on a split."""
+    train, encode = settings["train"], model.text.tokenise
+    return FlowTask(model, stages.latents(split), encode(stages.described(split)["captions"]), encode([""])[0], train["batch"],
+                    settings["seed"], train["caption_dropout"], train["loss_weight"], times_of(settings), train["min_snr_gamma"],
+                    train["steps"])
+
+
+def _loop(settings: dict[str, Any]) -> LoopSettings:
+    train = settings["train"]
+    optimiser = OptimiserSettings(train["optimiser"], train["learning_rate"], train["weight_decay"], train["warmup"],
+                                  train["decay"], train["clip"])
+    return LoopSettings(train["steps"], optimiser, train["ema"], log_every=max(1, min(10, train["steps"] // 4)),
+                        checkpoint_seconds=train["checkpoint_seconds"], precision=train["precision"],
+                        accumulate=train["accumulate"], compile=train["compile"],
+                        gradient_checkpointing=train["gradient_checkpointing"], device=train["device"])
 
 
 def _measure_validation(place: Path, pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any],
@@ -183,7 +215,7 @@ def _measure_validation(place: Path, pipeline: IrisPipeline, judge: Judge, stage
     half = len(reference) // 2
     measured = {"fid": fid, "fid_se": fid_se, "kid": distance, "kid_se": distance_se, "samples": len(images),
                 "fid_reference": frechet_distance(reference[:half], reference[half:])}
-    if settings["data"]["name"] in judge.worlds:        # a judge of drawn worlds knows no other captions' words
+    if judge.reads_captions_of(settings["data"]["name"]):
         score, score_se = clip_score(_cosines(judge, images, described["captions"]))
         measured |= {"clip_score": score, "clip_score_se": score_se}
     return measured | _accuracies(judge, images, described, settings, "")
@@ -193,7 +225,7 @@ def _measure_heldout(place: Path, pipeline: IrisPipeline, judge: Judge, stages: 
                      status: Status) -> dict[str, float]:
     """Composition: colour-shape pairs that were never in training."""
     count = settings["measure"]["heldout_samples"]
-    if "heldout" not in stages.splits or count == 0:
+    if "heldout" not in stages.splits or count == 0 or settings["data"]["name"] not in judge.worlds:
         return {}
     images, described = _samples(pipeline, stages, "heldout", count, sampling_of(settings), status)
     return _accuracies(judge, images, described, settings, "heldout_")
@@ -220,14 +252,14 @@ def _samples(pipeline: IrisPipeline, stages: Stages, split: str, count: int, sam
     captions = described["captions"][:count]
     parts, batch = [], 256
     for first in range(0, len(captions), batch):
-        parts.append(pipeline.generate(captions[first : first + batch], sampling, seed=0, first=first))
+        parts.append(pipeline.generate(captions[first : first + batch], sampling, seed=0, first=first).cpu())
         status(f"sample {split}", step=min(first + batch, len(captions)), steps=len(captions))
     attributes = {name: values[:count] for name, values in described["attributes"].items()}
     return torch.cat(parts), {"captions": captions, "attributes": attributes}
 
 
 def _cosines(judge: Judge, images: Tensor, captions: list[str]) -> Tensor:
-    return torch.cat([judge.similarity(to_images(images[i : i + 512]), captions[i : i + 512])
+    return torch.cat([judge.similarity(to_images(images[i : i + 512]), captions[i : i + 512]).cpu()
                       for i in range(0, len(images), 512)])
 
 

@@ -98,9 +98,15 @@ class Watch:
         """A trial of the grid, in the order of the table. ``state`` is "cached" for one that is finished already."""
         self._add(_Row(key, f"{arm}, seed {seed}", Path(folder), stage=False, state=state))
 
-    def add_stage(self, key: str, name: str, folder: Path | None = None) -> None:
-        """Shared work before the trials ("latent haar", "data"), shown above them; folder None: it has no steps."""
+    def add_stage(self, key: str, name: str, folder: Path | None = None) -> bool:
+        """Shared work before the trials ("latent haar", "data"), shown above them; folder None: it has no steps.
+
+        False when it is in the table already.
+        """
+        if key in self._rows:
+            return False
         self._add(_Row(key, name, None if folder is None else Path(folder), stage=True))
+        return True
 
     def set_state(self, key: str, state: str, note: str = "") -> None:
         """What the driver knows better than status.json: "running", "done", "failed" or "cached".
@@ -132,6 +138,25 @@ class Watch:
         """A sentence for the person: above the table, or as a line. Safe from any thread."""
         with self._lock:
             self._say(Text(text)) if self.plain else self.console.print(Text(text))
+
+    def ask(self, question: str, answers: dict[str, str], default: str) -> str:
+        """Ask the person at the terminal, the table being put aside; without one, ``default``.
+
+        Args:
+            answers: what may be typed -> what it means.
+        """
+        if self.plain:
+            return default
+        if self._live is not None:
+            self._live.stop()
+        try:
+            typed = self.console.input(f"{question} [{next(key for key, word in answers.items() if word == default)}] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typed = ""
+        finally:
+            if self._live is not None:
+                self._live.start()
+        return answers.get(typed[:1].lower(), default)
 
     def summary(self, outcome: GridOutcome) -> None:
         """Print the grid's table of results, failed trials with cause, message and log, and the notes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
@@ -37,7 +38,7 @@ def build(kind: type, values: dict[str, Any], where: str = "") -> Any:
             allowed.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in values:
         if key not in fields:
             close = suggestion(str(key), fields)
@@ -49,6 +50,12 @@ def build(kind: type, values: dict[str, Any], where: str = "") -> Any:
         name: _value(f"{where}{name}", hints[name], values[name], fields[name].metadata) for name in fields
     }
     return kind(**made)
+
+
+@functools.lru_cache(maxsize=128)
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields; kept, because a large grid builds the same settings for each of its arms."""
+    return typing.get_type_hints(kind)
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
@@ -117,6 +124,11 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
         raise SettingError(str(error).splitlines()[0]) from error
 
 
+def _is_map(override: str) -> bool:
+    """Whether ``key=value`` gives a map, such as ``grid.axes={model.dim: [64, 96]}``."""
+    return override.partition("=")[2].lstrip().startswith("{")
+
+
 @dataclass(frozen=True)
 class Composer:
     """From the words of a command line to a composed configuration; Hydra's errors in this program's words.
@@ -149,7 +161,8 @@ class Composer:
         for override in overrides:
             self._check(override)
         try:
-            return self._compose(overrides)
+            return self._with_maps(self._compose([word for word in overrides if not _is_map(word)]),
+                                   [word for word in overrides if _is_map(word)])
         except (HydraException, OmegaConfBaseException) as error:
             raise SettingError(self._explain(error, overrides)) from error
 
@@ -160,6 +173,18 @@ class Composer:
         GlobalHydra.instance().clear()
         with initialize_config_module(self.package, version_base="1.3"):
             return compose("config", list(overrides))
+
+    def _with_maps(self, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+        """The configuration with settings whose value is a map replaced as a whole; Hydra would merge them, old keys staying."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from omegaconf import DictConfig, OmegaConf
+
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key = override.key_or_group
+            if not isinstance(OmegaConf.select(config, key), DictConfig) or "." not in key:
+                raise SettingError(f"{key} is no setting that holds a map, or names a whole group")
+            OmegaConf.update(config, key, override.value(), merge=False)
+        return config
 
     def _check(self, override: str) -> None:
         key, equals, value = override.partition("=")

@@ -17,7 +17,7 @@ from ablations.report.charts import Chart
 from ablations.report.failures import Failure, failures_of, tidy_paths
 from ablations.report.figures import draw_charts
 from ablations.report.measures import duration, number, value_of
-from ablations.report.palette import ArmStyle, arm_styles, css_variables
+from ablations.report.palette import ArmStyle, arm_styles, css_variables, drawn_arms, left_out
 from ablations.report.samples import REAL, SampleGrid, sample_grids
 from ablations.report.tables import Table, composition_table, key_table, target_table, trial_table, write_csv
 from ablations.stats import Analysis
@@ -45,6 +45,7 @@ class Page:
     trials: Table
     charts: list[Chart]
     samples: list[SampleGrid]
+    left_out: str  # which arms figures and samples do not show
     failures: list[Failure]
     facts: list[tuple[str, str]]
     changes: list[tuple[str, str]]  # arm -> what matching changed
@@ -64,7 +65,7 @@ def write_report(outcome: GridOutcome, folder: Path) -> Path:
     for old in figures.glob("*.png"):  # figures of arms or seeds that are gone must not stay beside the new ones
         old.unlink()
     page["charts"] = draw_charts(outcome, page["analysis"], page["styles"], folder)
-    page["samples"] = sample_grids(outcome, folder)
+    page["samples"] = sample_grids(outcome, drawn_arms(outcome, page["analysis"]), folder)
     write_csv(outcome, folder / "results.csv")
     light, dark = css_variables()
     environment = jinja2.Environment(
@@ -97,6 +98,7 @@ def _page_without_figures(outcome: GridOutcome) -> dict[str, Any]:
         "targets": target_table(outcome, styles),
         "composition": composition_table(outcome, styles),
         "trials": trial_table(outcome, styles),
+        "left_out": left_out(outcome, analysis),
         "failures": failures_of(outcome),
         "facts": _facts(outcome, analysis),
         "changes": [c for c in changes if c[1]],

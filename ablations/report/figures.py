@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -17,19 +18,23 @@ from ablations.records import GridOutcome, TrialRecord
 from ablations.report.charts import STYLE, Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
 from ablations.report.passes import draw_passes
-from ablations.report.palette import HUES, INK, LABELLED, MUTED, ArmStyle
+from ablations.report.palette import DRAWN, HUES, INK, LABELLED, MUTED, ArmStyle, drawn_arms, left_out
 from ablations.stats import Analysis
 from ablations.verdict import arms_of, metric_label
 
 COSTS = (("latency_ms", "latency of one image", "ms", "fastest"), ("params_m", "parameters", "M", "smallest"))
 POINTS = 400  # a curve keeps at most this many points
+PANELS = 12  # trials whose gates are drawn
 
 
 def draw_charts(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmStyle], folder: Path) -> list[Chart]:
     """Every chart that the records have data for, written to ``folder``/figures."""
     with matplotlib.rc_context(STYLE):
         charts = [_tradeoff(outcome, analysis, styles, folder, *cost) for cost in COSTS]
-        charts += [draw_passes(outcome, styles, folder), _losses(outcome, styles, folder), _gates(outcome, styles, folder)]
+        drawn = {arm: trials for arm, trials in arms_of(outcome).items() if arm in drawn_arms(outcome, analysis)}
+        charts += [draw_passes(drawn, styles, folder), _losses(drawn, styles, folder), _gates(drawn, styles, folder)]
+        said = left_out(outcome, analysis)
+        charts = [replace(c, caption=c.caption + said, alt=c.alt + said) if c and i >= len(COSTS) else c for i, c in enumerate(charts)]
     return [chart for chart in charts if chart]
 
 
@@ -76,7 +81,8 @@ def _tradeoff(
             axes.scatter(*zip(*seeds, strict=True), s=7, color=style.colour, alpha=0.5, linewidths=0, zorder=3)
         axes.scatter([x], [y], s=46, color=style.colour, marker=style.marker, linewidths=0, zorder=4)
     _axes_for(axes, places, analysis, f"{axis}, {unit}")
-    _name_points(axes, places, styles, analysis)
+    drawn = drawn_arms(outcome, analysis)
+    _name_points(axes, {arm: place for arm, place in places.items() if arm in drawn}, styles, analysis)
     name = f"{analysis.metric}_vs_{cost.split('_')[0]}"
     title = f"{metric_label(analysis.metric)} against {axis.removesuffix(' of one image')}"
     return finish(figure, folder, name, title, _tradeoff_caption(analysis, places, unit, superlative))
@@ -161,6 +167,8 @@ def _tradeoff_caption(analysis: Analysis, places: dict[str, tuple[float, float]]
     # What the bars hold decides how far apart two points must be to mean anything.
     bars = "sampling error only, one seed" if all(analysis.arms[a].sampling_only for a in places) else "seed noise"
     text += f". Bars: 95% interval ({bars})."
+    if len(places) > DRAWN:
+        text += f" The baseline and the best {DRAWN - 1} are numbered."
     return text + (" Numbers are rows of the key table." if len(places) > LABELLED else "")
 
 
@@ -199,13 +207,13 @@ def _legend_columns(names: Iterable[str]) -> int:
     return 1
 
 
-def _losses(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
-    figure = new_figure(3.25 + 0.17 * math.ceil(len(styles) / _legend_columns(styles)))
+def _losses(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
+    figure = new_figure(3.25 + 0.17 * math.ceil(len(arms) / _legend_columns(arms)))
     axes = figure.add_subplot()
     ends: dict[str, list[float]] = {}
     shown: list[float] = []
     broken = False
-    for arm, trials in arms_of(outcome).items():
+    for arm, trials in arms.items():
         style = styles[arm]
         for trial in trials:
             steps, values = read_curve(trial.folder)
@@ -229,8 +237,8 @@ def _losses(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> 
     axes.set_ylim(0.93 * min(shown), min(max(shown), 4 * float(np.quantile(shown, 0.8))) * 1.05)
     axes.set_xlabel("training step")
     axes.set_ylabel("training loss")
-    handles = [Line2D([], [], color=s.colour, linestyle=s.dash, label=arm) for arm, s in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=_legend_columns(styles))
+    handles = [Line2D([], [], color=styles[a].colour, linestyle=styles[a].dash, label=a) for a in arms]
+    figure.legend(handles=handles, loc="outside lower center", ncols=_legend_columns(arms))
     caption = "Lines are smoothed over a fortieth of training, the raw loss is faint behind them"
     if len(ends) > 1:
         final = {arm: sum(v) / len(v) for arm, v in ends.items()}
@@ -256,13 +264,17 @@ def _read_gates(trial: TrialRecord) -> dict[str, np.ndarray] | None:
     return {name: np.array([[float(entry[name]) for entry in row] for row in rows]) for name in names} or None
 
 
-def _gates(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
-    """A panel a trial: each pathway's gate over iterations, the mean over layers bold, single layers faint."""
-    found = [
-        (trial, gates) for trials in arms_of(outcome).values() for trial in trials if (gates := _read_gates(trial))
-    ]
+def _gates(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
+    """A panel a trial: each pathway's gate over iterations, the mean over layers bold, single layers faint.
+
+    Of many trials, one of each arm, and the first of these.
+    """
+    gated = [[(trial, gates) for trial in trials if (gates := _read_gates(trial))] for trials in arms.values()]
+    found = all_found = [pair for pairs in gated for pair in pairs]
     if not found:
         return None
+    if len(found) > PANELS:
+        found = [pairs[0] for pairs in gated if pairs][:PANELS]
     columns = min(len(found), 2 if len(found) <= 6 else 3)
     rows = math.ceil(len(found) / columns)
     figure = new_figure(3.4 if rows == 1 else 0.5 + 1.7 * rows)
@@ -274,7 +286,7 @@ def _gates(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> C
         n: styles[n].colour if n in styles and styles[n].hue else spare.pop(0) if spare else MUTED for n in names
     }
     marks = dict(zip(names, ("o", "s", "^", "D", "v", "P"), strict=False))
-    several = len(outcome.records) > len(arms_of(outcome))
+    several = any(len(trials) > 1 for trials in arms.values())
     for panel, (trial, gates) in zip(panels.flat, found, strict=False):
         for name, table in gates.items():
             iterations = np.arange(1, table.shape[1] + 1)
@@ -291,7 +303,10 @@ def _gates(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> C
         panel.set_ylabel("mean gate")
     handles = [Line2D([], [], color=colours[n], marker=marks.get(n, "o"), markersize=4, label=n) for n in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(names), 5))
-    return finish(figure, folder, "gates", "Gates over iterations", _gates_caption(found[0][0].arm, found[0][1]))
+    caption = _gates_caption(found[0][0].arm, found[0][1])
+    if len(found) < len(all_found):
+        caption += f" One trial an arm, {len(found)} of {len(all_found)} that have gates."
+    return finish(figure, folder, "gates", "Gates over iterations", caption)
 
 
 def _gates_caption(arm: str, gates: dict[str, np.ndarray]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ablations.records import GridOutcome
-from ablations.verdict import arms_of, baseline_of
+from ablations.stats import Analysis
+from ablations.verdict import arms_of, baseline_of, metric_label
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#667080", "#d5d9df", "#ffffff"
 # Okabe & Ito's colour-blind safe set, the baseline in ink; each with the lighter twin used on a dark page.
@@ -14,6 +15,7 @@ DARK_HUES = ("#eceff3", "#4ba3dc", "#f0894a", "#2fc79a", "#e39cc5", "#f2bc4b", "
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)))
 LABELLED = 8  # up to this many arms a figure names each point; beyond it gives the row number of the table
+DRAWN = 40  # up to this many arms a report draws each; of more, the baseline and the best
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,25 @@ def arm_styles(outcome: GridOutcome) -> dict[str, ArmStyle]:
         styles[arm] = ArmStyle(i + 1, hue + 1, MARKERS[(rank + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
         rank += 1
     return styles
+
+
+def drawn_arms(outcome: GridOutcome, analysis: Analysis) -> list[str]:
+    """The arms that figures draw one by one, in the order of the records: all, or the baseline and the best of many."""
+    arms, sign = list(arms_of(outcome)), 1 if analysis.better == "lower" else -1
+    if len(arms) <= DRAWN:
+        return arms
+    rivals = [arm for arm in arms if arm != analysis.baseline]
+    known = sorted((arm for arm in rivals if analysis.arms[arm].mean is not None), key=lambda arm: sign * analysis.arms[arm].mean)
+    chosen = {analysis.baseline, *[*known, *(arm for arm in rivals if arm not in known)][: DRAWN - 1]}
+    return [arm for arm in arms if arm in chosen]
+
+
+def left_out(outcome: GridOutcome, analysis: Analysis) -> str:
+    """A sentence on the arms that ``drawn_arms`` leaves out; empty when it leaves out none."""
+    count, drawn = len(arms_of(outcome)), len(drawn_arms(outcome, analysis))
+    if count == drawn:
+        return ""
+    return f" Of {count} arms the baseline and the best {drawn - 1} in {metric_label(analysis.metric)} are drawn."
 
 
 def css_variables() -> tuple[str, str]:

@@ -9,18 +9,17 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ablations.records import GridOutcome
+from ablations.records import TrialRecord
 from ablations.report.charts import Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
 from ablations.report.palette import ArmStyle
-from ablations.verdict import arms_of
 
 _AT = re.compile(r"fid_at_(\d+)")
 
 
-def draw_passes(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
+def draw_passes(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle], folder: Path) -> Chart | None:
     """FID of each arm's trained models at other numbers of passes, the mean over seeds; None where none was measured."""
-    curves = {arm: curve for arm, trials in arms_of(outcome).items() if len(curve := _curve(trials)) > 1}
+    curves = {arm: curve for arm, trials in arms.items() if len(curve := _curve(trials)) > 1}
     if not curves:
         return None
     figure = new_figure(3.6)
@@ -43,7 +42,7 @@ def draw_passes(outcome: GridOutcome, styles: dict[str, ArmStyle], folder: Path)
     return finish(figure, folder, "fid_vs_passes", "FID against passes", _caption(curves))
 
 
-def _curve(trials: list) -> dict[int, float]:
+def _curve(trials: list[TrialRecord]) -> dict[int, float]:
     """Number of passes -> mean FID over the finished trials that have it."""
     found: dict[int, list[float]] = {}
     for trial in trials:

@@ -18,6 +18,7 @@ from ablations.report.palette import INK, MUTED, PAPER
 from ablations.verdict import arms_of
 
 COLUMNS = 8
+SEEDS = 3  # seeds whose pictures are shown
 CELL = 96  # pixels of one picture in the PNG, at least
 PHOTO_SIDE = 96  # beyond this a picture is stored as JPEG: PNG would make the page tens of megabytes
 REAL = "real"
@@ -55,14 +56,19 @@ def read_samples(folder: Path) -> tuple[np.ndarray, list[str], np.ndarray] | Non
         return None
 
 
-def sample_grids(outcome: GridOutcome, folder: Path) -> list[SampleGrid]:
-    """One grid a seed, written as ``folder``/figures/samples_seed<n>.png: the first captions, none is picked."""
+def sample_grids(outcome: GridOutcome, drawn: list[str], folder: Path) -> list[SampleGrid]:
+    """One grid a seed, of the first seeds, written as ``folder``/figures/samples_seed<n>.png: the first captions, none is picked.
+
+    ``drawn``: the arms to show.
+    """
     grids = []
-    for seed in sorted({record.seed for record in outcome.records}):
+    for seed in sorted({record.seed for record in outcome.records})[:SEEDS]:
         rows: list[SampleRow] = []
         captions: list[str] = []
         left_out: list[str] = []
         for arm, trials in arms_of(outcome).items():
+            if arm not in drawn:
+                continue
             stored = next((s for t in trials if t.seed == seed and (s := read_samples(t.folder))), None)
             if stored is None:
                 continue

@@ -12,7 +12,6 @@ What it can read: pictures blurred to a sigma of 1 pixel or with noise up to a s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -21,11 +20,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from eval.judges import Judge
+from eval.judges import Description, Judge
+from eval.judges.images import check_batch, in_batches, resized
+from eval.judges.weights import file_sha256
 from iris.errors import SettingError
 
 WEIGHTS = Path(__file__).with_name("shapes.safetensors")
@@ -77,6 +76,8 @@ class TwoTowers(nn.Module):
 
     def __init__(self, architecture: dict[str, Any], heads: dict[str, dict[str, int]]) -> None:
         super().__init__()
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg    # seconds that a description does without
+
         width = architecture["embed_dim"]
         self.clip = CLIP(width, CLIPVisionCfg(**architecture["vision_cfg"]), CLIPTextCfg(**architecture["text_cfg"]))
         self.classes = heads
@@ -88,20 +89,6 @@ class TwoTowers(nn.Module):
         return dict(zip(sizes, self.heads[world](embedding).split(list(sizes.values()), dim=-1), strict=True))
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Float images [B, 3, H, W] -> [B, 3, size, size], bicubic and antialiased, still in [-1, 1].
-
-    Raises:
-        ValueError: not a float [B, 3, H, W] tensor.
-    """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        given = f"{images.dtype} {tuple(images.shape)}"
-        raise ValueError(f"a judge takes float images [B, 3, H, W] in [-1, 1], not {given}")
-    if images.shape[-2:] != (size, size):
-        images = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return images.float().clamp(-1.0, 1.0)
-
-
 class ShapesJudge(Judge):
     """The trained judge, loaded from the weights beside this file (or ``weights`` and ``record``).
 
@@ -111,44 +98,53 @@ class ShapesJudge(Judge):
     """
 
     name = "shapes"
+    has_text = True
 
     def __init__(self, device: str | torch.device = "cpu", weights: Path = WEIGHTS, record: Path = RECORD) -> None:
-        for file in (weights, record):
-            if not file.is_file():
-                raise FileNotFoundError(f"judge shapes needs {file}; make it with: python -m eval.judges.train_shapes")
+        super().__init__(self.description(weights, record), device)
         stored = json.loads(record.read_text())
-        data = weights.read_bytes()
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        if self.sha256 != stored["record"]["sha256"]:
-            raise ValueError(f"judge shapes: {weights} has sha256 {self.sha256}, its record says "
-                             f"{stored['record']['sha256']}; restore the file or train the judge again")
-        self.record = stored["record"]
-        self.device = torch.device(device)
         # Embeddings in units of their own size, so that FID and the cubic kernel of KID are numbers of a readable size.
         self.feature_rms = stored["record"].get("feature_rms", 1.0)
         self.classes = {world: {name: len(values) for name, values in attributes.items()}
                         for world, attributes in stored["attributes"].items()}
-        self.worlds = tuple(self.classes)
         self.size = stored["architecture"]["vision_cfg"]["image_size"]
         self.tokenizer = WordTokenizer(stored["vocabulary"], stored["architecture"]["text_cfg"]["context_length"])
         self.towers = TwoTowers(stored["architecture"], self.classes)
         self.towers.load_state_dict({name: value.float() if value.is_floating_point() else value
-                                     for name, value in safetensors.torch.load(data).items()})
+                                     for name, value in safetensors.torch.load_file(weights).items()})
         self.towers.eval().requires_grad_(False).to(self.device)
+
+    @classmethod
+    def description(cls, weights: Path = WEIGHTS, record: Path = RECORD) -> Description:
+        """What is known without loading the network."""
+        for file in (weights, record):
+            if not file.is_file():
+                raise FileNotFoundError(f"judge shapes needs {file}; make it with: python -m eval.judges.train_shapes")
+        stored = json.loads(record.read_text())
+        sha256 = file_sha256(weights)
+        if sha256 != stored["record"]["sha256"]:
+            raise ValueError(f"judge shapes: {weights} has sha256 {sha256}, its record says "
+                             f"{stored['record']['sha256']}; restore the file or train the judge again")
+        architecture = stored["architecture"]
+        size = architecture["vision_cfg"]["image_size"]
+        return Description(sha256, "FID (judge shapes)", f"bicubic-antialias-{size}", architecture["embed_dim"],
+                           tuple(stored["attributes"]), record=stored["record"])
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
         """Float images [B, 3, H, W] in [-1, 1], any H and W -> float32 [B, D], not normalised.
 
         Raises:
-            ValueError: not a float [B, 3, H, W] tensor.
+            ValueError: see ``eval.judges.images.check_batch``.
         """
         return self._embedding(images) / self.feature_rms
 
     def _embedding(self, images: Tensor) -> Tensor:
-        parts = [self.towers.clip.encode_image(resized(part.to(self.device), self.size))
-                 for part in images.split(BATCH)]
-        return torch.cat(parts)
+        check_batch(images)
+        return in_batches(self._image_tower, images, BATCH)
+
+    def _image_tower(self, images: Tensor) -> Tensor:
+        return self.towers.clip.encode_image(resized(images.to(self.device), self.size))
 
     @torch.inference_mode()
     def text_features(self, captions: list[str]) -> Tensor:

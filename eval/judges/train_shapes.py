@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.judges.shapes import WEIGHTS, ShapesJudge, TwoTowers, WordTokenizer, resized
+from eval.judges.images import resized
+from eval.judges.shapes import WEIGHTS, ShapesJudge, TwoTowers, WordTokenizer
 from iris.data import WORLDS
 from iris.data.raster import key_of, random_bits, unit
 from iris.data.world import Pictures, World

@@ -61,6 +61,7 @@ def run(words: Sequence[str]) -> Path:
     """
     import torch
 
+    from iris.training.mlflow_location import Location
     from iris.training.progress import Progress
     from iris.training.settings import settings_of
     from iris.training.stages import stage_of
@@ -69,6 +70,8 @@ def run(words: Sequence[str]) -> Path:
 
     settings = settings_of(words)
     check_out(settings.out)
+    if settings.log == "mlflow":
+        Location.of(None, Path.cwd()).check()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes = Processes(settings.train.device)

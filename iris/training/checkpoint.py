@@ -89,6 +89,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._unreadable: list[Path] = []
+        self._cleared = False
 
     def save(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Write the newest and let the oldest go. Nothing moves before the new file is whole on the disk.
@@ -96,6 +97,10 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; those on the disk stay as they are.
         """
+        if not self._cleared:               # what processes that were killed while they wrote have left
+            for path in self.folder.glob(".*.safetensors.[0-9]*"):
+                path.unlink(missing_ok=True)
+            self._cleared = True
         fresh = self._path("new")
         save_tensors(fresh, tensors, about)
         for path in self._unreadable:       # they must not push a readable one out

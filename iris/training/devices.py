@@ -52,6 +52,43 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
     return accelerator
 
 
+def process_rank() -> int:
+    """This process's number among those that share each batch, before any of them is joined: 0 where it is alone."""
+    if "RANK" in os.environ:                    # torchrun
+        return int(os.environ["RANK"])
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit import JobEnvironment
+
+        return JobEnvironment().global_rank
+    return 0
+
+
+def process_count() -> int:
+    """How many processes share each batch."""
+    if "WORLD_SIZE" in os.environ:              # torchrun
+        return int(os.environ["WORLD_SIZE"])
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit import JobEnvironment
+
+        return JobEnvironment().num_tasks
+    return 1
+
+
+def own_device(device: str) -> torch.device:
+    """The device of this process for ``device`` as in ``make_accelerator``, for work beside training.
+
+    Raises:
+        SettingError: it is not there.
+    """
+    there = torch.accelerator.current_accelerator(check_available=True)
+    kind = "cpu" if there is None else there.type
+    if device == "cpu" or (device == "auto" and kind == "cpu"):
+        return torch.device("cpu")
+    if device not in ("auto", kind):
+        raise SettingError(f"train.device={device} is not there; this machine offers cpu, auto (now {kind})")
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def _export_submitit() -> None:
     """Give torch the ranks of a submitit job of several tasks; torchrun sets them itself."""
     if "SUBMITIT_EXECUTOR" not in os.environ or "LOCAL_RANK" in os.environ:

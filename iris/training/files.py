@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never half of one, even after a power cut."""
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of one.
+
+    ``durable``: also after a power cut, which takes the disk some milliseconds.
+
+    Raises:
+        OSError: it cannot be written; the one before it stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """``write_atomically`` for JSON."""
-    write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode(), durable)

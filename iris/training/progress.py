@@ -1,4 +1,4 @@
-"""What a person sees while a stage is made: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees while a stage is made: a live line on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -23,7 +23,8 @@ class Progress:
 
     Args:
         quiet: says nothing: of several processes only the first one speaks.
-        console: rich console; None makes one for standard output. One that is no terminal gets plain lines.
+        console: rich console; None makes one for standard output. One that is no terminal gets plain lines, but a
+            notebook's a line for each work, which stays as it was last.
         every: seconds between two plain lines of the same work.
         clock: seconds, monotonic (tests pass their own).
     """
@@ -31,8 +32,9 @@ class Progress:
     def __init__(self, quiet: bool = False, console: Console | None = None, every: float = PLAIN_SECONDS,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.quiet, self.every, self.clock = console or Console(), quiet, every, clock
-        self.plain = not self.console.is_terminal or self.console.is_dumb_terminal
-        self._began, self._live = clock(), None
+        self.notebook = console is None and self.console.is_jupyter
+        self.plain = not self.notebook and (not self.console.is_terminal or self.console.is_dumb_terminal)
+        self._began, self._live, self._shown = clock(), None, None
         self._work, self._work_began, self._spoke = "", 0.0, -math.inf
 
     def __enter__(self) -> Self:
@@ -60,7 +62,7 @@ class Progress:
             return
         now = self.clock()
         if work != self._work:
-            self._work, self._work_began, self._spoke = work, now, -math.inf
+            self._work, self._work_began, self._spoke, self._shown = work, now, -math.inf, None
         if left is None and total and count:
             left = (now - self._work_began) / count * (total - count)
         end = f", {clock_text(left)} left" if left is not None and count != total else ""
@@ -70,6 +72,8 @@ class Progress:
             if now - self._spoke >= self.every or count == total:
                 self._print(text)
                 self._spoke = now
+        elif self.notebook:
+            self._display(text)
         else:
             self._show(text, count / total if total else None)
 
@@ -83,7 +87,23 @@ class Progress:
         self.done(work, int(row["step"]), int(row["steps"]), ", ".join(facts), left)
 
     def _print(self, text: str) -> None:
-        self.console.print(Text(f"[{clock_text(self.clock() - self._began)}] {text}"), soft_wrap=True, highlight=False)
+        if self.notebook:       # rich would write an HTML block for each line
+            print(self._timed(text))
+            return
+        self.console.print(Text(self._timed(text)), soft_wrap=True, highlight=False)
+
+    def _timed(self, text: str) -> str:
+        return f"[{clock_text(self.clock() - self._began)}] {text}"
+
+    def _display(self, text: str) -> None:
+        """Show a notebook's line of the work, or change it."""
+        from IPython.display import display
+
+        data: dict[str, Any] = {"text/plain": self._timed(text)}
+        if self._shown is None:
+            self._shown = display(data, raw=True, display_id=True)
+        else:
+            self._shown.update(data, raw=True)
 
     def _show(self, text: str, share: float | None) -> None:
         line = Table.grid(padding=(0, 1))
@@ -98,6 +118,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        self._shown = None
 
 
 def clock_text(seconds: float) -> str:

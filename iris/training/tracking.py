@@ -1,159 +1,158 @@
-"""A stage's run in MLflow, written from a thread of its own: whatever MLflow does, the training goes on."""
+"""A stage's run in MLflow, written from a thread of its own: whatever MLflow does, the training goes on.
+
+What the run shall have lies in the stage's folder: metrics.jsonl, pictures, and tracking.json, which says what it is
+and whether MLflow has all of it. So nothing is lost with a process or a server; the next command sends the rest.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
-import os
-import queue
-import re
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from iris.training.files import write_json
+from iris.training.mlflow_curves import Curves
+from iris.training.mlflow_location import Location
+
 EXPERIMENT = "training"
-PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000     # MLflow's own limits
-PARAM_LENGTH = 6000
+METRICS, PICTURES, MARK = "metrics.jsonl", "pictures", "tracking.json"
+PARAMS_PER_BATCH, PARAM_LENGTH = 100, 6000      # MLflow's own limits
 RETRY_SECONDS = 30.0        # after a failed call the store is left alone this long
-END_SECONDS = 60.0          # that the end of a stage waits for what is still to be written
+PATIENCE_SECONDS = 30.0     # that the end of a stage waits for a store that answers nothing,
+END_SECONDS = 120.0         # and for one that answers slowly
 
 
 class Tracker:
     """One run of the experiment "training"; a stage that goes on after a stop goes on with its run.
 
     Args:
-        key: of the stage, and the name of its run.
+        folder: the stage's; its name names the run.
         settings: dotted names to values, the run's params.
         warn: called with one sentence when MLflow first fails, from the tracker's thread.
-        uri: tracking URI; None means MLFLOW_TRACKING_URI, and without one ``sqlite:///<root>/mlflow.db`` with artifacts
-            under ``<root>/mlartifacts``, which a plain ``mlflow ui`` started in ``root`` shows.
-        root: folder of the default store.
+        uri: tracking URI; None: see ``Location.of``.
+        root: folder of the default store; None: the current one.
 
     As a context manager: leaving it by an exception marks the run as KILLED or FAILED.
     """
 
-    def __init__(self, key: str, settings: Mapping[str, Any], warn: Callable[[str], None], uri: str | None = None,
+    def __init__(self, folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None], uri: str | None = None,
                  root: Path | None = None) -> None:
-        self.key, self.settings, self._warn = key, dict(settings), warn
-        self.root = (root or Path.cwd()).resolve()
-        default = f"sqlite:///{self.root / 'mlflow.db'}"
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-        self._local = self.root if self.uri == default else None
+        self.folder, self.settings, self._warn = folder, dict(settings), warn
+        self.location = Location.of(uri, root or Path.cwd())
         self.problem: str | None = None
-        self._client: Any = None
-        self._run_id: str | None = None
-        self._last_step, self._quiet_until = -1, 0.0
-        self._rows: list[dict[str, float]] = []             # not yet in the store
-        self._pictures: list[tuple[Path, str]] = []
-        self._wake: queue.Queue[str | None] = queue.Queue()
+        self._run: Run | None = None
+        self._pictures: dict[str, float] = {}       # name -> when what the run has was written
+        self._quiet_until, self._status = 0.0, ""
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
+    @classmethod
+    def again(cls, folder: Path, warn: Callable[[str], None], location: Location) -> Tracker:
+        """For what MLflow missed of a finished stage."""
+        return cls(folder, json.loads((folder / MARK).read_text())["settings"], warn, location.uri, location.root)
+
     def __enter__(self) -> Self:
+        write_json(self.folder / MARK, {"settings": self.settings, "sent": False})
         self._thread.start()
-        self._wake.put(None)
+        self.news()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         stopped = kind is not None and not issubclass(kind, Exception)      # a signal, Ctrl-C
-        self._wake.put("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
-        self._thread.join(END_SECONDS if kind is None else END_SECONDS / 6)
+        self._status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
+        self.news()
+        began, total = time.monotonic(), END_SECONDS if kind is None else PATIENCE_SECONDS
+        patience = total if self.location.file else PATIENCE_SECONDS        # a file is slow, but never silent
+        while self._thread.is_alive():
+            heard = max(began, self._run.client.answered) if self._run else began
+            if time.monotonic() > min(heard + patience, began + total):
+                break
+            self._thread.join(0.1)
 
-    def row(self, row: Mapping[str, float]) -> None:
-        """A row of the loop's metrics; returns at once."""
-        self._rows.append(dict(row))
-        self._wake.put(None)
+    def news(self) -> None:
+        """The folder has more than before; returns at once."""
+        self._wake.set()
 
-    def picture(self, path: Path, place: str) -> None:
-        """A file for the artifact folder ``place``; returns at once."""
-        self._pictures.append((path, place))
-        self._wake.put(None)
+    # -- in the thread --------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        status = None
-        while status is None:
-            status = self._wake.get()
-            if status is not None or time.monotonic() >= self._quiet_until:
+        status = ""
+        while not status:
+            self._wake.wait()
+            self._wake.clear()
+            status = self._status       # what was written before it was set is sent before the run ends
+            if status or time.monotonic() >= self._quiet_until:
                 try:
                     self._write(status)
                 except Exception as error:      # MLflow, its server and its database raise everything
                     self._trouble(error)
 
+    def _write(self, status: str) -> None:
+        """Everything that is not there yet."""
+        if self._run is None:
+            self._run = open_run(self.location, self.folder, self.settings)
+        client, run_id = self._run.client, self._run.run_id
+        self._run.curves.send(client, run_id)
+        for path, written in self._fresh_pictures():
+            client.log_artifact(run_id, str(path), PICTURES)
+            self._pictures[path.name] = written
+        if status:
+            client.set_terminated(run_id, status)
+            write_json(self.folder / MARK, {"settings": self.settings, "sent": True})
+
+    def _fresh_pictures(self) -> Iterator[tuple[Path, float]]:
+        for path in sorted((self.folder / PICTURES).glob("*.png")):
+            written = path.stat().st_mtime
+            if not path.name.startswith(".") and self._pictures.get(path.name) != written:
+                yield path, written
+
     def _trouble(self, error: Exception) -> None:
         self._quiet_until = time.monotonic() + RETRY_SECONDS
         if self.problem is None:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            self.problem = f"MLflow at {self.uri}: {reason}. The training goes on, and MLflow is tried again."
+            self.problem = (f"MLflow at {self.location.shown}: {self.location.explained(error)}. The training goes on, "
+                            "and MLflow is tried again; what it misses then, the next command sends.")
             self._warn(self.problem)
 
-    def _write(self, status: str | None) -> None:
-        """Everything that waits; what fails waits on."""
-        self._connect()
-        count = len(self._rows)
-        points = [point for row in self._rows[:count] if row["step"] > self._last_step for point in metric_points(row)]
-        if points:
-            from mlflow.entities import Metric
 
-            for first in range(0, len(points), METRICS_PER_BATCH):
-                batch = [Metric(*point) for point in points[first : first + METRICS_PER_BATCH]]
-                self._client.log_batch(self._run_id, metrics=batch)
-            self._last_step = points[-1][3]
-        del self._rows[:count]
-        while self._pictures:
-            self._client.log_artifact(self._run_id, str(self._pictures[0][0]), self._pictures[0][1])
-            self._pictures.pop(0)
-        if status is not None:
-            self._client.set_terminated(self._run_id, status)
+@dataclass(frozen=True)
+class Run:
+    """An open run."""
 
-    def _connect(self) -> None:
-        """Import MLflow, and find or make the store, the experiment and the run."""
-        if self._run_id is not None:
-            return
-        calm_mlflow()
-        from filelock import FileLock
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-
-        root = self._local
-        # Two commands in a fresh folder must not both create the tables.
-        with FileLock(f"{root / 'mlflow.db'}.lock") if root else contextlib.nullcontext():
-            client = self._client = MlflowClient(tracking_uri=self.uri)
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                place = (root / "mlartifacts" / EXPERIMENT).as_uri() if root else None
-                experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
-            else:
-                experiment = found.experiment_id
-        earlier = client.search_runs([experiment], f"tags.stage_key = '{self.key}'", max_results=1)
-        if earlier:
-            run_id = earlier[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
-            self._last_step = max((p.step for p in client.get_metric_history(run_id, "loss")), default=-1)
-        else:
-            tags = {"stage_key": self.key, "stage": self.key.partition("-")[0], "mlflow.source.name": "iris.training"}
-            run_id = client.create_run(experiment, tags=tags, run_name=self.key).info.run_id
-            params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in self.settings.items()]
-            for first in range(0, len(params), PARAMS_PER_BATCH):
-                client.log_batch(run_id, params=params[first : first + PARAMS_PER_BATCH])
-        self._run_id = run_id
+    client: Any
+    run_id: str
+    curves: Curves
 
 
-def metric_points(row: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
-    """Name, value, time in ms and step of each curve of a row; of what MLflow does not allow in a name, _."""
-    time_ms, step = int(row["time"] * 1000), int(row["step"])
-    return [(re.sub(r"[^\w\-./: ]", "_", name), float(value), time_ms, step) for name, value in row.items()
-            if name not in ("step", "steps", "time") and math.isfinite(value)]
+def open_run(location: Location, folder: Path, settings: Mapping[str, Any]) -> Run:
+    """The run of a stage's folder, found or made."""
+    client, experiment = location.connect(EXPERIMENT)
+    from mlflow.entities import Param
+
+    key = folder.name
+    # The first one, should an answer once have been lost and the run been made twice.
+    earlier = client.search_runs([experiment], f"tags.stage_key = '{key}'", max_results=1, order_by=["start_time ASC"])
+    if earlier:
+        run_id = earlier[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+    else:
+        tags = {"stage_key": key, "stage": key.partition("-")[0], "mlflow.source.name": "iris.training"}
+        run_id = client.create_run(experiment, tags=tags, run_name=key).info.run_id
+    there = earlier[0].data.params if earlier else {}
+    params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in settings.items() if name not in there]
+    for first in range(0, len(params), PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=params[first : first + PARAMS_PER_BATCH])
+    return Run(client, run_id, Curves(folder / METRICS, fresh=not earlier))
 
 
-def calm_mlflow() -> None:
-    """What must be in place before MLflow is imported; whatever the user set stays."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")       # nothing leaves the machine unasked
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")   # default 7 with back-off: minutes for each call
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def unsent(folder: Path) -> bool:
+    """Whether MLflow misses something of a stage's folder that it was to have."""
+    try:
+        return not json.loads((folder / MARK).read_text())["sent"]
+    except FileNotFoundError:       # it was not to have any
+        return False

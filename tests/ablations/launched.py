@@ -22,6 +22,18 @@ def finish(folder: str, plan: dict[str, Any]) -> None:
     (place / "result.json").write_text(json.dumps(result))
 
 
+def count(folder: str, plan: dict[str, Any]) -> None:
+    """Take plan["seconds"], leaving a mark at the beginning and one at the end."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ("began", "ended"):
+        with open(place / name, "a") as marks:
+            marks.write(f"{os.getpid()} {time.time()}\n")
+        if name == "began":
+            time.sleep(plan.get("seconds", 0))
+    (place / "result.json").write_text("{}")
+
+
 def fail_and_say_why(folder: str, plan: dict[str, Any]) -> None:
     """Fail as a trial does: error.json first."""
     place = Path(folder)

@@ -153,7 +153,7 @@ def check_matched(arms: list[Arm], what: str, cost: Any) -> None:
             assert arm.matched == f"has no size to change: {error:+.2%} {what}"
             continue
         width = arm.settings["model"]["mixer_width"]
-        assert abs(error) <= TOLERANCE == 0.01
+        assert abs(error) <= TOLERANCE[what] == 0.01
         heads = arm.settings["model"]["heads"]
         assert width % (4 * heads if arm.settings["model"]["mixer"] == "attention" else heads) == 0
         dim = arm.settings["model"]["dim"]

@@ -12,8 +12,7 @@ import launched
 import pytest
 import submitit.core.core
 
-from ablations import launch
-from ablations.launch import Job, run_jobs, thread_environment
+from ablations.launch import Job, JobRun, make_backend, pool, run_jobs, thread_environment
 from ablations.settings import Launcher
 
 ROOT = Path(__file__).parents[2]
@@ -23,15 +22,16 @@ ROOT = Path(__file__).parents[2]
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find the package and the job functions; slots are looked at often."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(pool.Pool, "poll_seconds", 0.05)
     # How long submitit waits for the result of a process that has died without one.
     monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 1)
 
 
 def launcher(name: str = "local", **changes: Any) -> Launcher:
     """Settings of a launcher; unchecked, so that a time limit may be seconds."""
-    given = {"workers": 1, "timeout_min": 5, "partition": None, "account": None, "qos": None, "gpus_per_trial": 0,
-             "memory_gb": None, "setup": []}
+    given = {"workers": 1, "timeout_min": 5, "gpus_per_trial": 0, "setup": [], "interrupt": "detach", "partition": None,
+             "account": None, "qos": None, "constraint": None, "nodes": 1, "memory_gb": None, "requeues": 3, "signal_s": 30,
+             "array_size": 1000, "python": None, "speed_constraint": None, "sbatch": {}}
     return Launcher(name=name, **(given | changes))
 
 
@@ -45,8 +45,9 @@ class Seen:
         return Job(key, function, plan, self.folder / key)
 
     def run(self, jobs: list[Job], chosen: Launcher, threads: int = 1) -> dict[str, dict[str, str] | None]:
-        run_jobs(jobs, chosen, self.folder / "logs", threads, started=lambda job: self.started.append(job.key),
-                 ended=lambda job, error: self.ended.update({job.key: error}), tick=self._tick)
+        run = JobRun(jobs, make_backend(chosen, self.folder, threads), lambda job: self.started.append(job.key),
+                     lambda job, error: self.ended.update({job.key: error}))
+        run_jobs(run, self._tick)
         return self.ended
 
     def _tick(self) -> None:
@@ -103,8 +104,7 @@ def test_an_old_error_is_forgotten(seen):
 
 
 def test_a_job_over_its_time_is_a_timeout(seen):
-    # submitit tells a job 30 s before its time is over: here after 4 s.
-    ended = seen.run([seen.job("slow", launched.sleep_long)], launcher(timeout_min=0.57))
+    ended = seen.run([seen.job("slow", launched.sleep_long)], launcher(timeout_min=0.02))
     assert ended["slow"]["cause"] == "timeout" and "launcher.timeout_min" in ended["slow"]["message"]
     assert Path(ended["slow"]["log"]).is_file()
 

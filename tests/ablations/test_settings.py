@@ -119,7 +119,7 @@ def test_a_value_of_the_wrong_type(override, words):
     ("measure.latency_rounds=1", ["measure.latency_rounds=1", "at least 2"]),
     ("train.optimiser=adam", ["train.optimiser='adam'", "did you mean adamw?", "muon, adamw"]),
     ("sample.sampler=ddim", ["sample.sampler='ddim'", "euler, heun, midpoint, stochastic"]),
-    ("grid.match=speed", ["grid.match='speed'", "params, flops, none"]),
+    ("grid.match=speed", ["grid.match='speed'", "params, flops, latency, none"]),
 ])
 def test_a_value_out_of_range(override, words):
     message = error_of(override)

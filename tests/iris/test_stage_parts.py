@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +36,6 @@ from iris.training.stages.data import (
 )
 from iris.training.stages.flow import adopt
 from iris.training.stages.vae import NamedLatent, load_latent, save_latent
-from iris.training.tracking import Tracker, metric_points
 
 ROW = {"step": 10, "steps": 40, "time": 1.0, "loss": 0.51234, "images_per_s": 100.0, "psnr": 21.04}
 
@@ -101,54 +99,6 @@ def test_only_the_first_process_speaks():
     silent.say("hello")
     silent.training("text", ROW, batch=2)
     assert file.getvalue() == ""
-
-
-# -- MLflow ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_holds_params_curves_and_pictures_and_is_gone_on_with(tmp_path):
-    from mlflow import MlflowClient
-
-    picture = tmp_path / "samples.png"
-    save_grid(picture, np.zeros((1, 8, 8, 3), np.uint8), 1)
-    rows = [{"step": step, "steps": 3, "time": 100.0 + step, "loss": 1.0 / step, "band_psnr/cA": 20.0}
-            for step in (1, 2, 3)]
-    problems: list[str] = []
-    told = problems.append
-    with pytest.raises(KeyboardInterrupt), Tracker("text-1", {"train.steps": 3}, told, root=tmp_path) as tracker:
-        tracker.row(rows[0])
-        tracker.row(rows[1])
-        raise KeyboardInterrupt
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("training").experiment_id
-    (run,) = client.search_runs([experiment])
-    assert run.info.status == "KILLED"
-    with Tracker("text-1", {"train.steps": 3}, told, root=tmp_path) as tracker:
-        for row in rows[1:]:        # step 2 again: it was behind the checkpoint
-            tracker.row(row)
-        tracker.picture(picture, "pictures")
-    (run,) = client.search_runs([experiment])
-    assert (run.info.status, run.info.run_name, run.data.params["train.steps"]) == ("FINISHED", "text-1", "3")
-    points = client.get_metric_history(run.info.run_id, "loss")
-    assert [(p.step, p.value, p.timestamp) for p in points] == [(1, 1.0, 101000), (2, 0.5, 102000), (3, 1 / 3, 103000)]
-    assert len(client.get_metric_history(run.info.run_id, "band_psnr/cA")) == 3
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/samples.png"]
-    assert problems == []
-
-
-def test_what_mlflow_cannot_do_is_told_once_and_stops_nothing(tmp_path):
-    problems: list[str] = []
-    began = time.monotonic()
-    with Tracker("text-1", {}, problems.append, uri="nowhere://at/all", root=tmp_path) as tracker:
-        for step in range(1, 5):
-            tracker.row({"step": step, "steps": 4, "time": 0.0, "loss": 1.0})
-    assert len(problems) == 1 and "nowhere://at/all" in problems[0] and "training goes on" in problems[0]
-    assert time.monotonic() - began < 30
-
-
-def test_points_of_a_row():
-    row = {"step": 4, "steps": 9, "time": 2.5, "loss": 0.5, "gap (%)": 1, "bad": float("nan")}
-    assert metric_points(row) == [("loss", 0.5, 2500, 4), ("gap ___", 1.0, 2500, 4)]
 
 
 # -- data -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from iris.training.safety import BatchFacts
 from iris.training.settings import Settings
 from iris.training.stages.parts import VERSION, digest, loop_settings
 from iris.training.stages.processes import Processes
-from iris.training.tracking import Tracker
+from iris.training.tracking import Tracker, unsent
 
 RESULT, SETTINGS, WEIGHTS, PICTURES = "result.json", "settings.json", "weights", "pictures"
 GAP = 2                 # pixels between the pictures of a grid
@@ -141,6 +141,9 @@ class Stage(ABC):
         with self._lock() if first else contextlib.nullcontext():
             if self.desk.processes.agree(lambda: self.done):
                 say(f"{self.name}: {self.key} is finished, taken as it is")
+                if first and unsent(self.folder):
+                    with self._tracked():
+                        say(f"{self.name}: MLflow gets what it missed")
                 return self.weights
             self.desk.processes.device      # noqa: B018 (an absent one is told before anything is made)
             given = {name: weights.make() for name, weights in self.earlier.items()}
@@ -176,9 +179,7 @@ class Stage(ABC):
             def observe(row: dict[str, float]) -> None:
                 progress.training(self.name, row, train.batch)
                 if tracker is not None:
-                    tracker.row(row)
-                    for path in watched.fresh(self.folder / PICTURES):
-                        tracker.picture(path, PICTURES)
+                    tracker.news()
 
             return fit(watched, loop_settings(train), self.folder, observe, watched.facts)
 
@@ -188,7 +189,7 @@ class Stage(ABC):
             yield None
             return
         settings = flatten(asdict(self.settings)) | {"key": self.key, "command_folder": str(Path.cwd())}
-        with Tracker(self.key, settings, self.desk.progress.say) as tracker:
+        with Tracker(self.folder, settings, self.desk.progress.say) as tracker:
             yield tracker
 
     def picture(self, name: str, images: np.ndarray, columns: int) -> None:
@@ -208,7 +209,7 @@ class Watched:
     def __init__(self, task: Task, look: Callable[[int], Seen]) -> None:
         self.module, self.batch = task.module, task.batch
         self._task, self._look = task, look
-        self._step, self._facts, self._begun = 0, {}, time.time()
+        self._step, self._facts = 0, {}
 
     def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         self._step = step + 1
@@ -227,12 +228,6 @@ class Watched:
         """What else was seen at the last look, once."""
         facts, self._facts = self._facts, {}
         return facts
-
-    def fresh(self, folder: Path) -> list[Path]:
-        """Pictures that were written since this was last asked."""
-        found = [path for path in sorted(folder.glob("*.png")) if path.stat().st_mtime > self._begun]
-        self._begun = max([self._begun, *(path.stat().st_mtime for path in found)])
-        return found
 
 
 def named(setting: str, word: str, desk: Desk) -> Given:

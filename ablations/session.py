@@ -1,0 +1,305 @@
+"""One invocation of one grid: run what is missing, follow it, measure speed, report."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablations import jobs
+from ablations.axes import values_by_setting
+from ablations.grid import Trial, expectations
+from ablations.grid_record import CANCELLED, GridRecord
+from ablations.halving import Halving, halve, halving_of
+from ablations.launch import Job, JobRun, make_backend, run_jobs
+from ablations.launch.job import RESULT
+from ablations.plan import Plan, command, commit, hardware
+from ablations.progress import read_json
+from ablations.records import GridOutcome, TrialRecord
+from ablations.settings import Settings
+from iris.errors import SettingError
+
+if TYPE_CHECKING:
+    from ablations.tracking import Tracker
+    from ablations.watch import Watch
+
+
+class Detached(Exception):
+    """The person left; the trials run on."""
+
+
+class Cancelled(KeyboardInterrupt):
+    """``action=cancel`` stopped the grid from another terminal."""
+
+
+class Session:
+    """What an invocation knows.
+
+    Args:
+        values: the settings as plain values.
+        record: where the grid's record goes.
+        only: keys of the trials to run if they are missing (None: all).
+    """
+
+    def __init__(self, settings: Settings, values: dict[str, Any], plan: Plan, watch: Watch, tracker: Tracker, record: Path,
+                 only: set[str] | None = None) -> None:
+        self.settings, self.values, self.watch, self.tracker, self.only = settings, values, watch, tracker, only
+        self._take(plan)
+        self.errors: dict[str, dict[str, str]] = {}
+        self.notes: list[str] = []
+        self._tracked = False
+        self.began = time.monotonic()
+        self.backend = make_backend(settings.launcher, plan.runs, plan.threads)
+        self._cancelled = record.with_suffix(CANCELLED)
+        if settings.action != "report":         # which also reads what lies on a disk that cannot be written
+            GridRecord.of(plan, settings.grid.name, settings.grid.question, command(), settings.launcher.name).save(record)
+
+    def run(self) -> tuple[GridOutcome, Path, list[str]]:
+        """Everything; returns the outcome, the report's path, and what MLflow could not take.
+
+        Raises:
+            SettingError: the data cannot be used, which only reading them showed.
+            Detached: the person left.
+            KeyboardInterrupt: the person stopped it, here or with ``action=cancel``.
+        """
+        from ablations.report import write_report
+        from ablations.verdict import judge_outcome
+
+        tracker, grid = self.tracker, self.settings.grid
+        halving = halving_of(grid.halving)
+        if halving is not None and self.settings.action != "report":
+            self._halve(halving)
+        tracker.start(self.outcome([]), self.plan.trials, self.settings.seeds, grid.baseline)
+        self._tracked = True
+        self._show()
+        self._follow(self._jobs())
+        speed = self._speed()
+        records = [self.record(trial, speed.get(trial.arm, {})) for trial in self.plan.trials]
+        for record in records:
+            tracker.trial_finished(record)
+        outcome = self.outcome(records)
+        self.watch.note("writing the report")
+        report = write_report(outcome, Path(self.settings.reports_dir) / grid.name)
+        failed = any(record.state == "failed" for record in records)
+        self.watch.note("finishing MLflow")
+        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
+        return outcome, report, problems
+
+    def _take(self, plan: Plan) -> None:
+        """Work on this plan from here on."""
+        self.plan, self.trials = plan, {trial.key: trial for trial in plan.trials}
+        self.cached = {key for key, trial in self.trials.items() if (plan.folder(trial) / RESULT).exists()}
+
+    def _halve(self, halving: Halving) -> None:
+        """Run the rungs and go on with the arms that are left. MLflow is told of the whole trials alone."""
+        left = self.plan
+        for left, note in halve(self.plan, self.settings.seeds, self.settings.grid.decide, halving, self._rung):
+            self.notes.append(note)
+            self.watch.note(note)
+        self._take(left)
+
+    def _rung(self, plan: Plan, name: str) -> None:
+        """Run the short trials of a rung."""
+        self.watch.note(f"{name}: {len(plan.trials)} trials of {plan.trials[0].settings['train']['steps']} steps")
+        self._take(plan)
+        self._show()
+        self._follow(self._jobs())
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """The rows of the table: shared work of trials that are not finished, then the trials."""
+        for trial in self.plan.trials:
+            stages = self.plan.stages(trial)
+            for key, name in {} if trial.key in self.cached else stages.keys.items():
+                if self.watch.add_stage(key, name, stages.folder(key)) and stages.done(key):
+                    self.watch.set_state(key, "cached")
+        for trial in self.plan.trials:
+            self.watch.add_trial(trial.key, trial.arm, trial.seed, self.plan.folder(trial),
+                                 "cached" if trial.key in self.cached else "waiting")
+
+    def _jobs(self) -> list[Job]:
+        """Shared work that is missing, a job for each set of stages, and the trials that wait for it."""
+        shared: dict[str, Job] = {}
+        listed = []
+        wanted = [trial for trial in self.plan.trials if trial.key not in self.cached
+                  and (self.only is None or trial.key in self.only)]
+        sets = {tuple(self.plan.stages(trial).keys) for trial in wanted}
+        # Nothing else runs while stages are made: they share out all the threads that trials will use.
+        workers = self.settings.launcher.workers if self.settings.launcher.name == "local" else 1
+        threads = {"threads": self.plan.threads * max(1, workers // max(1, len(sets)))}
+        for trial in wanted:
+            stages, needs = self.plan.stages(trial), ()
+            if not all(stages.done(key) for key in stages.keys):
+                name = "-".join(["prepare", *(key.rpartition("-")[2] for key in stages.keys)])
+                if name not in shared:
+                    shared[name] = Job(name, jobs.stages, self.plan.job_plan(trial) | threads, stages.root / name)
+                    # It was there once, and what it made has been cleared away since.
+                    (stages.root / name / RESULT).unlink(missing_ok=True)
+                needs = (shared[name].folder,)
+            listed.append(Job(trial.key, jobs.trial, self.plan.job_plan(trial), self.plan.folder(trial), needs, spread=True))
+        return [*shared.values(), *listed]
+
+    def _follow(self, listed: list[Job]) -> None:
+        """Run jobs to their end; an interrupt is answered as the settings or the person say."""
+        if not listed:
+            return
+        run = JobRun(listed, self.backend, self._started, self._ended)
+        while True:
+            try:
+                return run_jobs(run, self._tick)
+            except Cancelled:
+                raise
+            except KeyboardInterrupt:
+                self._interrupted()
+
+    def _interrupted(self) -> None:
+        """Go on, leave the trials running, or stop them."""
+        chosen = self.settings.launcher.interrupt
+        if self.settings.launcher.name == "inline":
+            raise KeyboardInterrupt
+        if chosen == "ask":
+            chosen = self.watch.ask("Trials are running: (d)etach and let them run on, (c)ancel them, (g)o on watching",
+                                    {"d": "detach", "c": "cancel", "g": "go on"}, "detach")
+        if chosen == "cancel":
+            self.backend.cancel()
+            raise KeyboardInterrupt
+        if chosen == "detach":
+            self.tracker.detach()
+            raise Detached
+
+    def _started(self, job: Job) -> None:
+        if job.key in self.trials:
+            self.watch.set_state(job.key, "running")
+            if self._tracked:
+                self.tracker.trial_started(job.key)
+
+    def _tick(self) -> None:
+        if self._cancelled.exists():
+            self.backend.cancel()
+            raise Cancelled
+        self.watch.update()
+        for key in self.backend.running() & self.trials.keys() - self.cached if self._tracked else ():
+            self.tracker.sync(key)
+
+    def _ended(self, job: Job, error: dict[str, str] | None) -> None:
+        if job.key not in self.trials:
+            return self._shared_work_ended(error)
+        if error is None:
+            result = read_json(job.folder / RESULT) or {"metrics": {}}
+            self.watch.set_state(job.key, "done", f"FID {result['metrics'].get('fid', float('nan')):.3g}")
+        else:
+            self.errors[job.key] = error
+            self.watch.set_state(job.key, "failed", f"{error['cause']}: {error['message']}")
+        if self._tracked:
+            self.tracker.trial_finished(self.record(self.trials[job.key], {}))      # its speed follows
+        return None
+
+    def _shared_work_ended(self, error: dict[str, str] | None) -> None:
+        """Bad data is the user's to mend, before anything is trained; other failures stop the trials that need the stage."""
+        if error is None:
+            return
+        if error.get("kind") == "SettingError":
+            self.backend.cancel()
+            raise SettingError(error["message"])
+        self.watch.note(f"shared work failed ({error['cause']}): {error['message']} (log: {error['log']})")
+
+    # -- measuring ------------------------------------------------------------------------------------------------
+
+    def _speed(self) -> dict[str, dict[str, Any]]:
+        """Speed and memory by arm, from one finished trial of each, the baseline first."""
+        chosen: dict[str, Trial] = {}
+        for trial in self.plan.trials:
+            if (self.plan.folder(trial) / RESULT).exists():
+                chosen.setdefault(trial.arm, trial)
+        if not chosen:
+            return {}
+        self.watch.note(f"measuring speed and memory of {len(chosen)} models, interleaved, one thread each")
+        if self.settings.launcher.name == "slurm":
+            measured = self._speed_on_node(list(chosen.values()))
+        else:
+            measured = self._speed_here(list(chosen.values()))
+        contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
+        if contended:
+            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
+        return {arm: {k: v for k, v in measured[t.key].items() if k != "contended"}
+                for arm, t in chosen.items() if t.key in measured}
+
+    def _speed_here(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+        from ablations.speed import measure_speed
+        from eval.workers import WorkerError
+
+        machine = str(hardware(self.plan.threads))
+        with ThreadPoolExecutor(1) as thread:
+            measuring = thread.submit(measure_speed, trials, self.plan.runs, 1, machine)
+            while not measuring.done():
+                self.watch.update()
+                time.sleep(0.5)
+        try:
+            return measuring.result()
+        except WorkerError as error:
+            self.notes.append(f"Speed and memory were not measured: {error}")
+            return {}
+
+    def _speed_on_node(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+        """The same as a job that has a node to itself: a login node is shared and not what trials run on."""
+        job = jobs.speed_job(trials, self.plan.runs)
+        failed: list[dict[str, str]] = []
+        if not job.succeeded:
+            run = JobRun([job], self.backend, lambda job: None, lambda job, error: failed.append(error) if error else None)
+            try:
+                run_jobs(run, self._tick)
+            except KeyboardInterrupt:
+                self.backend.cancel()
+                raise
+        if failed:
+            self.notes.append(f"Speed and memory were not measured: {failed[0]['message']} (log: {failed[0]['log']})")
+        return (read_json(job.folder / RESULT) or {}).get("speed", {})
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    def record(self, trial: Trial, speed: dict[str, Any]) -> TrialRecord:
+        """What is known of a trial now."""
+        folder = self.plan.folder(trial)
+        result = read_json(folder / RESULT) or {}
+        metrics = result.get("metrics", {}) | (speed if result else {})
+        if result:
+            metrics["train_seconds"] = result["seconds"]["train"]
+        error = self.errors.get(trial.key) or read_json(folder / "error.json")
+        return TrialRecord(
+            key=trial.key, arm=trial.arm, values=trial.values, seed=trial.seed, baseline=trial.baseline,
+            state="done" if result else "failed", cached=trial.key in self.cached, settings=trial.settings, metrics=metrics,
+            folder=folder, matched=trial.matched, seconds=result.get("seconds", {}),
+            environment=result.get("environment", {}),
+            error=None if result else error or {"cause": "error", "message": "did not run", "traceback": "", "log": ""})
+
+    def outcome(self, records: list[TrialRecord]) -> GridOutcome:
+        """The grid with these records."""
+        grid, data = self.settings.grid, self.values["data"]
+        decide = grid.decide | {"expect": expectations(grid.decide, self.plan.arms)[0]}
+        return GridOutcome(
+            name=grid.name, question=grid.question, claim=grid.claim, match=grid.match, decide=decide,
+            axes=values_by_setting([arm.values for arm in self.plan.arms]), records=records, judge=self.plan.judge,
+            data=data | {"fingerprint": self.plan.facts[self.plan.arms[0].name]["data"]},
+            command=command(), commit=commit(), hardware=hardware(self.plan.threads), notes=self.all_notes(),
+            wall_seconds=time.monotonic() - self.began)
+
+    def all_notes(self) -> list[str]:
+        """Warnings that belong in the report."""
+        notes = list(self.notes)
+        stray = expectations(self.settings.grid.decide, self.plan.arms)[1]
+        if stray:
+            notes.append(f"grid.decide.expect names {', '.join(stray)}, which no arm of this run is: left out.")
+        judge = self.plan.judge
+        if judge["worlds"] and self.settings.data.name not in judge["worlds"]:
+            notes.append(f"Judge {judge['name']} was trained on {', '.join(judge['worlds'])}: on data "
+                         f"{self.settings.data.name} its FID and KID show trends only.")
+        if not judge["verified"]:
+            notes.append(f"Judge {judge['name']}: {judge['weights_file']} is not known as a published file (sha256 "
+                         f"{judge['sha256']}), so what is called FID here is {judge['metric_name']}.")
+        bad = {split: rows for trial in self.plan.trials[:1] for split, rows in
+               ((read_json(self.plan.stages(trial).folder(self.plan.stages(trial).data_key) / RESULT) or {})
+                .get("bad", {}).items()) if rows}
+        notes += [f"{len(rows)} unusable rows of {split} were skipped: {', '.join(rows[:5])}." for split, rows in bad.items()]
+        return notes

@@ -1,0 +1,77 @@
+"""A trial by its key: ``python -m ablations.show KEY [runs_dir=runs]``. Settings, state, results, files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.stored import find_trial, megabytes, settings_of_trial, size_of
+from ablations.trial_state import TrialState, state_of
+from iris.errors import SettingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    places = [word.partition("=")[2] for word in words if word.startswith("runs_dir=")]
+    keys = [word for word in words if "=" not in word and not word.startswith("-")]
+    if len(keys) != 1 or len(keys) + len(places) != len(words):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        folder = find_trial(Path(places[-1] if places else "runs"), keys[0])
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(folder, Console())
+    return 0
+
+
+def show(folder: Path, console: Console) -> None:
+    """Print what is known of the trial in ``folder``."""
+    found = state_of(folder)
+    console.print(f"trial {folder.name}: {found.state}{_remark(found)}", highlight=False, markup=False)
+    settings = settings_of_trial(folder)
+    groups: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group, []).append(f"{name}={value}")
+    _print(console, "settings", [(group or "-", "  ".join(values)) for group, values in groups.items()])
+    metrics = found.result.get("metrics", {})
+    _print(console, "results", [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()])
+    facts = found.result.get("environment", {}) | {f"{name}, seconds": f"{value:.1f}" for name, value in
+                                                   found.result.get("seconds", {}).items()}
+    _print(console, "made on", [(name, str(value)) for name, value in facts.items()])
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    _print(console, "files", [(path.name, megabytes(size_of(path) if path.is_dir() else path.stat().st_size)) for path in files])
+    console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
+    if found.error.get("traceback"):
+        console.print(str(found.error["traceback"]).rstrip(), style="red", highlight=False, markup=False)
+
+
+def _remark(found: TrialState) -> str:
+    if found.state == "failed":
+        return f", {found.error.get('cause')}: {found.error.get('message')}"
+    if found.state in ("running", "stopped") and found.status:
+        step = f" {found.status['step']}/{found.status['steps']}" if found.status.get("steps") else ""
+        return f", {found.status.get('phase', '')}{step} on {found.status.get('host', '?')}"
+    return ""
+
+
+def _print(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left", title_style="bold")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
