@@ -1,0 +1,140 @@
+"""The command on a real Slurm: the numbers of local workers, also after a requeue in mid-training and on two nodes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.progress import read_json
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
+STEPS = 150
+SETTINGS = ("grid=mixers", "scale=smoke", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "threads=1", "track.models_mb=0")
+SLURM = ("launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=3", "launcher.timeout_min=30", "launcher.workers=2")
+
+
+def arms(*names: str) -> str:
+    return f"grid.axes={{model.mixer: [{', '.join(names)}]}}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The command's folder."""
+
+    folder: Path
+
+    def run(self, *overrides: str, tick: Callable[[], None] = lambda: None) -> str:
+        """Run the command and return what it prints; ``tick`` is called meanwhile."""
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+        with open(self.folder / "said", "w") as said:
+            process = subprocess.Popen([sys.executable, "-m", "ablations.run", *SETTINGS, *overrides], cwd=self.folder, text=True,
+                                       env=environment, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            try:
+                deadline = time.monotonic() + 900
+                while process.poll() is None:
+                    assert time.monotonic() < deadline, "the grid does not go on"
+                    tick()
+                    time.sleep(0.05)
+            finally:
+                process.kill()
+                process.wait()
+        text = (self.folder / "said").read_text()
+        assert process.returncode == 0, text
+        return text
+
+    @property
+    def trials(self) -> dict[str, Path]:
+        """Arm -> folder, of the trials that have begun."""
+        found = {folder: read_json(folder / "settings.json") for folder in (self.folder / "runs" / "trials").glob("*")}
+        return {settings["model"]["mixer"]: folder for folder, settings in found.items() if settings}
+
+    def metrics(self, arm: str) -> dict[str, float]:
+        return json.loads((self.trials[arm] / "result.json").read_text())["metrics"]
+
+    def curve(self, arm: str) -> list[dict[str, Any]]:
+        """Whole lines of metrics.jsonl; none while the trial has not begun."""
+        path = self.trials.get(arm, self.folder) / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+    def job(self, arm: str) -> str:
+        """What the cluster says of an arm's job."""
+        number = json.loads((self.trials[arm] / "job.json").read_text())["id"]
+        return subprocess.run(["scontrol", "show", "job", number], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    """Both arms by a local worker."""
+    grid = Grid(tmp_path_factory.mktemp("local"))
+    grid.run(arms("grfm", "attention"), "launcher.workers=1")
+    return grid
+
+
+@pytest.fixture(scope="module")
+def requeued(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, list[dict[str, Any]], str]:
+    """The same by the cluster, attention's job requeued in mid-training; its curve at that moment; what was printed."""
+    grid, before = Grid(tmp_path_factory.mktemp("slurm")), []
+
+    def tick() -> None:
+        if not before and len(rows := grid.curve("attention")) > 1:
+            number = json.loads((grid.trials["attention"] / "job.json").read_text())["id"]
+            subprocess.run(["scontrol", "requeue", number], check=True)
+            before.extend(rows)
+
+    said = grid.run(arms("grfm", "attention"), *SLURM, tick=tick)
+    return grid, before, said
+
+
+def test_the_cluster_gives_the_numbers_of_local_workers(local, requeued):
+    grid, _, said = requeued
+    assert grid.metrics("grfm") == local.metrics("grfm") and len(local.metrics("grfm")) > 20
+    assert "grfm, seed 0: done" in said and "Restarts=0" in grid.job("grfm") and "NumNodes=1 " in grid.job("grfm")
+    with open(grid.folder / "reports" / "mixers" / "results.csv", newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"grfm", "attention"}
+    assert all(float(row["latency_ms"]) > 0 and float(row["peak_memory_mb"]) > 0 for row in rows.values())
+
+
+def test_a_trial_requeued_in_mid_training_ends_with_the_same_numbers(local, requeued):
+    grid, before, _ = requeued
+    assert "Restarts=1" in grid.job("attention") and 0 < before[-1]["step"] < STEPS
+    rows = grid.curve("attention")
+    assert rows[: len(before) - 1] == before[:-1]           # kept, with their times; the last may have had no checkpoint yet
+    assert [row["step"] for row in rows] == [row["step"] for row in local.curve("attention")]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in local.curve("attention")]
+    assert grid.metrics("attention") == local.metrics("attention")
+
+
+def test_shared_work_is_made_once_before_the_trials(requeued):
+    grid, _, said = requeued
+    stages = [path for path in (grid.folder / "runs" / "stages").glob("*") if not path.name.startswith("prepare")]
+    assert len(stages) == 3 and all((path / "result.json").exists() for path in stages)
+    number = read_json(next((grid.folder / "runs" / "stages").glob("prepare*/job.json")))["id"]
+    scripts = [path.read_text() for path in (grid.folder / "runs" / "logs").glob("*/*.sh")]
+    assert any(f"--dependency=afterany:{number}\n" in script and "--array=0-1%2" in script for script in scripts)
+    assert said.index("latent wavelet_vae") < said.index("grfm, seed 0")
+
+
+def test_two_nodes_share_a_trial(local, cluster, tmp_path):
+    grid = Grid(tmp_path)
+    shutil.copytree(local.folder / "runs" / "stages", tmp_path / "runs" / "stages")
+    grid.run(arms("grfm"), *SLURM, "launcher.nodes=2")
+    assert "NumNodes=2 " in grid.job("grfm")
+    expected = local.curve("grfm")
+    assert [row["step"] for row in grid.curve("grfm")] == [row["step"] for row in expected]
+    # Sums in another order; Muon's bfloat16 iteration lets a last bit grow.
+    assert [row["loss"] for row in grid.curve("grfm")] == pytest.approx([row["loss"] for row in expected], rel=0.02)
+    assert grid.metrics("grfm").keys() == local.metrics("grfm").keys()
+    assert grid.metrics("grfm")["fid"] == pytest.approx(local.metrics("grfm")["fid"], rel=0.1)

@@ -1,0 +1,223 @@
+"""The launcher on a real Slurm: arrays, limits, dependencies, requeues, and every way in which a job can end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slurm_jobs
+from slurm_jobs import SCRIPT
+from test_launch import launcher
+
+from ablations.launch import Job, JobRun, run_jobs, slurm
+from ablations.progress import read_json
+from iris.errors import SettingError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slurm, "ASK_SECONDS", 0.3)
+        patch.setattr(slurm, "SETTLE_SECONDS", 3.0)
+        yield
+
+
+either_way = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
+
+
+class Place:
+    """Jobs of one test and what became of them."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        self.root, self.ended, self.started = root, dict[str, Any](), []
+        self.backend = slurm.Slurm(launcher("slurm", **{"workers": 4, "timeout_min": 15, "memory_gb": 1} | changes), root, 1)
+
+    def job(self, key: str, function: Callable[..., None], needs: tuple[Path, ...] = (), **plan: Any) -> Job:
+        return Job(key, function, plan, self.root / "jobs" / key, needs)
+
+    def begin(self, jobs: list[Job]) -> JobRun:
+        return JobRun(jobs, self.backend, lambda job: self.started.append(job.key),
+                      lambda job, error: self.ended.update({job.key: error}))
+
+    def run(self, jobs: list[Job], tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        run_jobs(self.begin(jobs), tick)
+        return self.ended
+
+    def result(self, key: str) -> dict[str, Any]:
+        return json.loads((self.root / "jobs" / key / "result.json").read_text())
+
+    def parts(self, key: str) -> list[list[str]]:
+        path = self.root / "jobs" / key / "parts"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def counted(self, key: str) -> int:
+        path = self.root / "jobs" / key / "counted"
+        return int(path.read_text()) if path.exists() else 0
+
+    def number(self, key: str) -> str:
+        return (read_json(self.root / "jobs" / key / "job.json") or {})["id"]
+
+
+@pytest.fixture
+def place(cluster: Path, tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def command(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def once(when: Callable[[], bool], act: Callable[[], Any]) -> Callable[[], None]:
+    """A tick that acts the first time that ``when`` holds."""
+    done: list[bool] = []
+
+    def tick() -> None:
+        if not done and when():
+            done.append(True)
+            act()
+
+    return tick
+
+
+# -- every way to end, all jobs at once --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ends(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Jobs that are requeued, told to stop, cancelled, too large, broken or too slow, beside one that is left alone."""
+    root = tmp_path_factory.mktemp("ends")
+    place, short = Place(root, workers=8), Place(root, timeout_min=1, requeues=0, signal_s=30)
+    slow = short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)])
+    counting = {"requeued": 40, "stopped": 40, "early": 25, "cancelled": 10_000, "alone": 20}
+    run = place.begin([*(place.job(key, slurm_jobs.count_up, to=number) for key, number in counting.items()),
+                       place.job("large", slurm_jobs.fill_memory), place.job("broken", slurm_jobs.raise_an_error)])
+    acts = [once(lambda: place.counted("requeued") >= 5, lambda: command("scontrol", "requeue", place.number("requeued"))),
+            once(lambda: place.counted("stopped") >= 5, lambda: command("scancel", place.number("stopped"), "--signal=USR2")),
+            once(lambda: "early" in place.backend.running(), lambda: command("scancel", place.number("early"), "--signal=USR2")),
+            once(lambda: place.counted("cancelled") >= 2, lambda: command("scancel", place.number("cancelled")))]
+
+    def tick() -> None:
+        slow.look()
+        for act in acts:
+            act()
+
+    run_jobs(run, tick)
+    run_jobs(slow, lambda: None)
+    place.ended |= short.ended
+    return place
+
+
+def test_a_job_beside_others_that_fail_is_left_alone(ends):
+    assert ends.ended["alone"] is None and ends.result("alone") == {"counted": 20} and len(ends.parts("alone")) == 1
+
+
+def test_a_requeued_job_goes_on_where_it_was(ends):
+    assert ends.ended["requeued"] is None and ends.result("requeued") == {"counted": 40}
+    assert len(ends.parts("requeued")) == 2 and ends.started.count("requeued") == 1
+
+
+def test_a_job_told_to_stop_before_its_time_is_over_is_queued_again(ends):
+    assert ends.ended["stopped"] is None and ends.result("stopped") == {"counted": 40} and len(ends.parts("stopped")) == 2
+
+
+def test_a_job_told_to_stop_while_it_starts_is_not_lost(ends):
+    assert ends.ended["early"] is None and ends.result("early") == {"counted": 25}
+
+
+def test_a_cancelled_job_is_told(ends):
+    assert ends.ended["cancelled"]["cause"] == "killed" and Path(ends.ended["cancelled"]["log"]).exists()
+
+
+def test_a_job_over_its_memory_is_told(ends):
+    assert ends.ended["large"]["cause"] == "oom" and "launcher.memory_gb" in ends.ended["large"]["message"]
+
+
+def test_a_job_that_raises_is_told_with_its_reason(ends):
+    assert ends.ended["broken"]["cause"] == "error" and ends.ended["broken"]["message"] == "ValueError: this job's own reason"
+
+
+def test_a_job_over_its_time_is_told(ends):
+    assert ends.ended["slow"]["cause"] == "timeout" and "launcher.timeout_min" in ends.ended["slow"]["message"]
+
+
+# -- what accounting makes no difference to ----------------------------------------------------------------------------
+
+
+@either_way
+def test_an_array_with_a_limit_and_what_a_job_is_given(cluster, tmp_path):
+    place = Place(tmp_path, workers=2, gpus_per_trial=1, setup=["export IRIS_TEST_SETUP=done"])
+    jobs = [place.job(f"job{i}", slurm_jobs.say) for i in range(5)]
+    assert place.run(jobs) == dict.fromkeys((job.key for job in jobs))
+    results = [place.result(job.key) for job in jobs]
+    assert len({result["SLURM_ARRAY_JOB_ID"] for result in results}) == 1
+    assert all(result["OMP_NUM_THREADS"] == "1" and result["IRIS_TEST_SETUP"] == "done" for result in results)
+    assert {result["CUDA_VISIBLE_DEVICES"] for result in results} <= {"0", "1"}
+    script = next((tmp_path / "logs").glob("*/*_submission.sh")).read_text()
+    assert "--array=0-4%2" in script and "--gpus-per-node=1" in script
+
+
+@either_way
+def test_jobs_wait_for_what_they_need(place):
+    first = place.job("first", slurm_jobs.count_up, to=5)
+    after = [place.job(f"after{i}", slurm_jobs.say, needs=(first.folder,)) for i in range(2)]
+    assert place.run([*after, first]) == {"first": None, "after0": None, "after1": None}
+    assert list(place.ended)[0] == "first"
+    scripts = [path.read_text() for path in (place.root / "logs").glob("*/*_submission.sh")]
+    assert any(f"--dependency=afterany:{place.number('first')}" in script for script in scripts)
+
+
+@either_way
+def test_a_job_of_a_node_that_dies_moves(cluster, place):
+    job = place.job("job", slurm_jobs.count_up, to=40)
+    lost: list[str] = []
+
+    def die() -> None:
+        """Kill all that makes up the node, and let the controller know at once instead of after SlurmdTimeout."""
+        node, process = place.parts("job")[0]
+        lost.append(node)
+        subprocess.run(["pkill", "-9", "-f", f"slurmstepd.*{place.number('job')}"], check=False)
+        for number in ((cluster / f"slurmd.{node}.pid").read_text(), process):
+            subprocess.run(["kill", "-9", number.strip()], check=False)
+        command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+    try:
+        assert place.run([job], once(lambda: place.counted("job") >= 5, die)) == {"job": None}
+    finally:
+        for node in lost:
+            command("bash", str(SCRIPT), "node", node, str(cluster))
+    assert place.result("job") == {"counted": 40}
+    assert place.parts("job")[0][0] == lost[0] != place.parts("job")[-1][0]
+
+
+@either_way
+def test_a_second_driver_takes_over_what_the_first_submitted(place):
+    job = place.job("job", slurm_jobs.count_up, to=20)
+    place.backend.begin([job])                      # and this driver is gone
+    other = Place(place.root)
+    assert other.run([job]) == {"job": None}
+    assert other.number("job") == place.backend.ids["job"] and len(place.parts("job")) == 1
+
+
+@either_way
+def test_cancel_ends_what_is_queued_and_what_runs(place):
+    jobs = [place.job(f"job{i}", slurm_jobs.count_up, to=10_000) for i in range(6)]
+    place.backend.begin(jobs)
+    deadline = time.monotonic() + 60
+    while not place.backend.running() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    place.backend.cancel()
+    while command("squeue", "--noheader", "--user=root") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not command("squeue", "--noheader", "--user=root")
+
+
+@either_way
+def test_what_the_cluster_refuses_names_the_settings(cluster, tmp_path):
+    place = Place(tmp_path, partition="nowhere")
+    with pytest.raises(SettingError, match="launcher=slurm: sbatch refused.*launcher.partition"):
+        place.run([place.job("job", slurm_jobs.nothing)])

@@ -1,0 +1,89 @@
+"""A grid in miniature, for tests that kill it: a cached stage and trials of a small network, of the parts that trials are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from test_launch import launcher
+from torch import nn
+
+from ablations.launch import Job, JobRun, pool, run_jobs
+from ablations.stages import Stages
+from ablations.trial import _guarded
+from iris.randomness import initialise
+from iris.training.loop import LoopSettings, fit
+from iris.training.optimiser import OptimiserSettings
+
+TRIALS, STEPS, ROWS, WIDTH, BATCH = 4, 60, 1 << 16, 64, 32
+
+
+class Shared(Stages):
+    """A stage of its own: numbers [ROWS, WIDTH] float32."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "stages"
+
+    def numbers(self) -> Path:
+        """The file, made if it is missing."""
+        self._once("numbers", self._make_numbers)
+        return self.folder("numbers") / "numbers.npy"
+
+    def _make_numbers(self, folder: Path, status: Any) -> dict[str, Any]:
+        with open(folder / "made", "a") as marks:
+            marks.write(f"{os.getpid()}\n")
+        np.save(folder / "numbers.npy", np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32))
+        return {"rows": ROWS}
+
+
+class Predict:
+    """The task: one half of a row's numbers from the other. Notes each step that is computed, and by which process."""
+
+    batch = BATCH
+
+    def __init__(self, seed: int, rows: torch.Tensor, place: Path) -> None:
+        self.rows, self.notes = rows, place / "steps"
+        self.module = initialise(nn.Sequential(nn.Linear(WIDTH // 2, 512), nn.GELU(), nn.Linear(512, WIDTH // 2)), seed)
+
+    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean squared error of the rows of a step."""
+        with open(self.notes, "a") as notes:
+            notes.write(f"{step} {os.getpid()}\n")
+        known, wanted = self.rows[step * BATCH : (step + 1) * BATCH].chunk(2, dim=1)
+        return (self.module(known) - wanted).square().mean(), {}
+
+
+def stage(folder: str, plan: dict[str, Any]) -> None:
+    """A job: make the numbers that the trials share."""
+    _guarded(Path(folder), plan, lambda place, plan, status: Shared(Path(plan["root"])).numbers() and {})
+
+
+def trial(folder: str, plan: dict[str, Any]) -> None:
+    """A job: train, with a checkpoint at every step."""
+    _guarded(Path(folder), plan, _train)
+
+
+def _train(place: Path, plan: dict[str, Any], status: Any) -> dict[str, Any]:
+    rows = torch.from_numpy(np.load(Shared(Path(plan["root"])).numbers()))
+    settings = LoopSettings(STEPS, OptimiserSettings("adamw", 1e-3), log_every=1, checkpoint_seconds=0.0)
+    module = fit(Predict(plan["seed"], rows, place), settings, place, lambda row: status.training("train", row, BATCH))
+    weights = b"".join(value.detach().numpy().tobytes() for value in module.parameters())
+    return {"metrics": {"weights": hashlib.sha256(weights).hexdigest()}}
+
+
+def drive(root: Path) -> int:
+    """The command: run what is missing. 0 when all trials have a result."""
+    plan = {"root": str(root), "threads": 1, "settings": {}}
+    made = Job("prepare", stage, plan, root / "stages" / "prepare")
+    jobs = [Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,)) for seed in range(TRIALS)]
+    errors: list[dict[str, str]] = []
+    run = JobRun([made, *jobs], pool.Pool(launcher(workers=2, timeout_min=30), root, 1), lambda job: None,
+                 lambda job, error: errors.append(error) if error else None)
+    run.backend.poll_seconds = 0.1
+    run_jobs(run, lambda: None)
+    print(*errors, sep="\n", flush=True)
+    return 1 if errors else 0

@@ -1,0 +1,239 @@
+"""Kill -9 any process of a grid at any moment, run the command again: it finishes with the same results, each trial trained once.
+
+IRIS_KILLS sets how often; the moments are drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import small_grid
+
+from ablations.progress import read_json
+from iris.training.checkpoint import load_tensors
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("IRIS_KILLS", "6"))
+PROCESSES = ("driver", "controller", "worker", "job")
+PATIENCE = 300.0        # seconds that a loaded machine may take for anything
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """Workers find the jobs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = [ROOT, ROOT / "tests" / "ablations", Path(__file__).parent]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+        yield
+
+
+class Driver:
+    """The command in a fork of this process, which has imported everything already."""
+
+    def __init__(self, root: Path) -> None:
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                log = os.open(root.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                code = small_grid.drive(root)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        """Its exit code, minus the signal that ended it, or None."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code
+
+    def wait(self) -> int:
+        """Its exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self.poll() is None:
+            assert time.monotonic() < deadline, "the grid does not go on"
+            time.sleep(0.02)
+        return self.code
+
+
+@dataclass
+class Grid:
+    """A folder in which the small grid runs."""
+
+    root: Path
+
+    def trials(self) -> list[Path]:
+        return [self.root / "trials" / str(seed) for seed in range(small_grid.TRIALS)]
+
+    def results(self) -> list[dict]:
+        return [json.loads((folder / "result.json").read_text())["metrics"] for folder in self.trials()]
+
+    def steps(self, folder: Path) -> list[tuple[int, int]]:
+        """(step, process) in the order in which they were computed."""
+        path = folder / "steps"
+        return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def computed(self) -> int:
+        """Steps of all trials."""
+        return sum(len(self.steps(folder)) for folder in self.trials())
+
+    # -- whom and when to kill ----------------------------------------------------------------------------------------
+
+    def find(self, kind: str, driver: Driver, draw: random.Random) -> int | None:
+        """A living process of this kind."""
+        if kind == "driver":
+            return driver.pid
+        slots = [slot for path in (self.root / "pool").glob("slot-*.json") if (slot := read_json(path))]
+        draw.shuffle(slots)
+        for slot in slots:
+            pid = slot["child"] if kind == "job" else slot["pid"]
+            if pid is not None and str(self.root) in _words(pid):
+                return psutil.Process(pid).ppid() if kind == "controller" else pid
+        return None
+
+    def writing_checkpoint(self) -> bool:
+        """A trial's checkpoint is being written."""
+        return any((self.root / "trials").glob("*/.checkpoint*"))
+
+    def writing_cache(self) -> bool:
+        """The shared stage is being written, or was and is not finished."""
+        folder = self.root / "stages" / "numbers"
+        return (folder / "numbers.npy").exists() and not (folder / "result.json").exists()
+
+
+def _words(pid: int) -> str:
+    """The command line of a process that lives, or nothing."""
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join([*process.cmdline(), process.cwd()])
+    except psutil.Error:
+        return ""
+
+
+def strike(grid: Grid, driver: Driver, kind: str, moment: Callable[[], bool], draw: random.Random) -> bool:
+    """Kill a process of this kind at this moment; False when the grid ended before it came."""
+    deadline = time.monotonic() + PATIENCE
+    while driver.poll() is None:
+        assert time.monotonic() < deadline, "the grid does not go on"
+        if moment() and (pid := grid.find(kind, driver, draw)) is not None:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def moments(grid: Grid, seconds: float, draw: random.Random) -> tuple[str, Callable[[], bool]]:
+    """A random moment of a run that takes ``seconds``: any at all, some steps from now, or one at which a file is written."""
+    kind = draw.choice(["any", "steps", "checkpoint", "cache"])
+    if kind == "checkpoint":
+        return kind, grid.writing_checkpoint
+    if kind == "cache" and not (grid.root / "stages" / "numbers" / "result.json").exists():
+        return kind, grid.writing_cache
+    if kind == "any":
+        at = time.monotonic() + draw.uniform(0, seconds)
+        return kind, lambda: time.monotonic() >= at
+    until = grid.computed() + draw.randrange(small_grid.STEPS)
+    return "steps", lambda: grid.computed() >= until
+
+
+# -- what must hold ---------------------------------------------------------------------------------------------------
+
+
+def check_files(grid: Grid) -> None:
+    """Whatever has its final name is whole."""
+    for path in [*grid.root.glob("*/*/*.json"), *grid.root.glob("pool/*.json")]:
+        if not path.name.startswith("."):
+            try:
+                json.loads(path.read_text())
+            except FileNotFoundError:       # a worker removed it just now
+                continue
+    for path in grid.root.glob("trials/*/checkpoint*.safetensors"):
+        try:
+            load_tensors(path)              # verifies its checksum
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            assert not path.exists(), error
+    stage = grid.root / "stages" / "numbers"
+    if (stage / "result.json").exists():
+        assert np.load(stage / "numbers.npy", mmap_mode="r").shape == (small_grid.ROWS, small_grid.WIDTH)
+
+
+def check_trained_once(grid: Grid, kills: int) -> None:
+    """Each process went on where the last one stopped; what was computed again is the step that a kill interrupted."""
+    again = 0
+    for folder in grid.trials():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, small_grid.STEPS + 1))
+        steps = grid.steps(folder)
+        assert steps[0][0] == 0 and steps[-1][0] == small_grid.STEPS - 1
+        for (before, one), (after, other) in zip(steps, steps[1:], strict=False):
+            assert after == before + 1 or (after == before and one != other), steps
+        again += len(steps) - small_grid.STEPS
+    assert again <= kills
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, float]:
+    """The grid never disturbed, and its seconds."""
+    grid = Grid(tmp_path_factory.mktemp("whole") / "grid")
+    started = time.monotonic()
+    assert Driver(grid.root).wait() == 0, grid.root.with_suffix(".log").read_text()
+    return grid, time.monotonic() - started
+
+
+def test_a_grid_that_is_not_killed_trains_each_step_once(whole):
+    grid, _ = whole
+    check_files(grid)
+    check_trained_once(grid, kills=0)
+    assert len((grid.root / "stages" / "numbers" / "made").read_text().splitlines()) == 1
+    assert len({tuple(result.items()) for result in grid.results()}) == small_grid.TRIALS
+
+
+def test_any_process_killed_at_any_moment(whole, tmp_path):
+    reference, seconds = whole
+    draw, done, killed = random.Random(0), 0, Counter()
+    for number in range(10 * KILLS):
+        grid, kills = Grid(tmp_path / f"grid{number}"), 0
+        while True:
+            driver = Driver(grid.root)
+            wanted, kind = done < KILLS, draw.choice(PROCESSES)
+            if wanted:
+                when, moment = moments(grid, seconds, draw)
+                if strike(grid, driver, kind, moment, draw):
+                    kills, done = kills + 1, done + 1
+                    killed[kind, when] += 1
+            code = driver.wait()
+            check_files(grid)
+            assert wanted or code == 0, grid.root.with_suffix(".log").read_text()
+            if code == 0:
+                break
+        assert grid.results() == reference.results()
+        check_trained_once(grid, kills)
+        if done == KILLS:
+            print(f"{done} kills of {number + 1} grids in {seconds:.0f} s each:", *sorted(killed.items()), sep="\n")
+            return
+    pytest.fail(f"only {done} of {KILLS} kills could be placed")

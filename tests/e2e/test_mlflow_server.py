@@ -1,0 +1,251 @@
+"""Tracking by real servers on sqlite and on PostgreSQL: killed in mid-batch, slow, gone, with each answer lost once.
+What they have in the end is what the trials wrote: each point, once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_servers import Postgres, Proxy, Server, postgres_programs
+from tracked_grid import append_metrics, assert_curves_equal, make_outcome, make_record, runs_of, write_metrics
+
+from ablations import tracking
+from ablations.journal import journals
+from ablations.sync import main as sync
+from ablations.tracking import Tracker
+from iris.training.mlflow_curves import NO_CURVES
+from iris.training.mlflow_location import Location
+
+pytestmark = pytest.mark.xdist_group("mlflow_server")      # one worker: what the module's fixtures make is shared
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg2", reason="the driver is not installed: uv sync --extra postgres")
+    cluster = Postgres(programs)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp(request.param)
+    backend = f"sqlite:///{folder / 'mlflow.db'}"
+    if request.param == "postgresql":
+        backend = request.getfixturevalue("postgres").database("mlflow")
+    running = Server(folder, backend)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
+    for name in ("PATIENCE_SECONDS", "END_SECONDS"):        # a busy machine decides nothing
+        monkeypatch.setattr(tracking, name, 3600.0)
+    monkeypatch.chdir(tmp_path)
+
+
+def client_of(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def tracker_of(grid: str, uri: str, root: Path, records: list) -> Tracker:
+    tracker = Tracker(grid, uri, root, root / "runs", lambda text: None)
+    tracker.start(make_outcome([], name=grid), records, [0], {})
+    return tracker
+
+
+def assert_all_there_once(uri: str, grid: str, records: list, status: str = "FINISHED") -> None:
+    client = client_of(uri)
+    (parent,), trials = runs_of(client, grid)
+    assert parent.info.status == status and trials.keys() == {record.key for record in records}
+    for record in records:
+        (run,) = trials[record.key]
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert_curves_equal(client, run, record.folder)
+        for name, value in {"fid": 12.5, "images_per_s_final": 510.0, "seconds/train": 60.0}.items():
+            assert [point.value for point in client.get_metric_history(run.info.run_id, name)] == [value]
+        assert len(run.inputs.dataset_inputs) == 3 and len(run.data.params) > 150
+        files = [item.path for item in client.list_artifacts(run.info.run_id)]
+        assert {"metrics.jsonl", "result.json", "samples.png"} <= set(files)
+        assert len(client.list_artifacts(run.info.run_id, "images")) == 2       # one picture, in two forms
+
+
+def test_a_server_killed_in_mid_batch_and_started_again(server, tmp_path):
+    """Trials train on, and one ends, while it is down."""
+    records = [make_record(tmp_path / "runs", key, "grfm") for key in ("a1", "a2", "a3")]
+    for record in records:
+        write_metrics(record.folder, range(0))
+    batches, died = itertools.count(1), threading.Event()
+
+    def judge(method: str, path: str, body: bytes) -> str:
+        if path.endswith("log-batch") and b'"metrics"' in body and next(batches) == 4:
+            server.kill()           # it has the points, and may have kept them
+            died.set()
+        return "pass"
+
+    proxy = Proxy(server.port, judge)
+    tracker = tracker_of("killed", proxy.uri, tmp_path, records)
+    for record in records:
+        tracker.trial_started(record.key)
+    after = 0
+    for step in itertools.count(20, 20):
+        for record in records:
+            append_metrics(record.folder, range(step, step + 1))
+            tracker.sync(record.key)
+        if not died.wait(0.02):
+            continue
+        after += 1
+        if after == 20:
+            tracker.trial_finished(records[0])
+        if after == 40:
+            break
+    server.start()
+    for record in records:
+        tracker.trial_finished(record)
+    while not tracker.wait():
+        pass
+    assert tracker.finish(make_outcome(records, name="killed"), None) == []
+    assert_all_there_once(server.uri, "killed", records)
+    proxy.close()
+
+
+def test_each_kind_of_call_loses_its_first_answer(server, tmp_path):
+    """It was carried out, and nobody knows: the tracker must neither leave it out nor do it twice."""
+    records = [make_record(tmp_path / "runs", key, "grfm") for key in ("b1", "b2")]
+    lost: Counter[str] = Counter()
+
+    def judge(method: str, path: str, body: bytes) -> str:
+        kind = f"{method} {re.sub('[0-9a-f-]{8,}', '', path.rpartition('/')[2])}"
+        lost[kind] += 1
+        return "lose" if lost[kind] == 1 else "pass"
+
+    proxy = Proxy(server.port, judge)
+    tracker = tracker_of("lossy", proxy.uri, tmp_path, records)
+    for record in records:
+        tracker.trial_started(record.key)
+        tracker.sync(record.key)
+        tracker.trial_finished(record)
+    for _ in range(200):
+        if tracker.wait():
+            break
+    problems = tracker.finish(make_outcome(records, name="lossy"), None)
+    for _ in range(20):
+        if not problems:
+            break
+        problems = sync([f"track.uri={proxy.uri}"])
+    assert not problems and lost["POST create"] > 2 and lost["POST log-batch"] > 2 and len(lost) > 15
+    assert_all_there_once(server.uri, "lossy", records)
+    proxy.close()
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(server, tmp_path):
+    """No call of the driver waits for it: they all come back before it has answered once."""
+    if not server.backend.startswith("sqlite"):
+        pytest.skip("the same for every backend")
+    records = [make_record(tmp_path / "runs", key, "grfm") for key in ("c1", "c2")]
+    asked, gate = threading.Event(), threading.Event()
+
+    def judge(method: str, path: str, body: bytes) -> str:
+        asked.set()
+        assert gate.wait(600)
+        return "pass"
+
+    proxy = Proxy(server.port, judge)
+    tracker = tracker_of("slow", proxy.uri, tmp_path, records)
+    for record in records:
+        tracker.trial_started(record.key)
+    assert asked.wait(600)
+    for _ in range(1000):
+        for record in records:
+            tracker.sync(record.key)
+    for record in records:
+        tracker.trial_finished(record)
+    assert not gate.is_set() and tracker.parent_id is None
+    gate.set()
+    while not tracker.wait():
+        pass
+    assert tracker.finish(make_outcome(records, name="slow"), None) == []
+    assert_all_there_once(server.uri, "slow", records)
+    proxy.close()
+
+
+def test_drivers_that_meet_on_an_empty_postgresql(postgres, tmp_path):
+    """Without a server between: by the database's own URI."""
+    uri = postgres.database("direct")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "ablations"), str(ROOT)])}
+    grids = {"mixers": "d1", "depth": "e1"}
+    driver = ROOT / "tests" / "ablations" / "track_grid.py"
+    drivers = [subprocess.Popen([sys.executable, driver, grid, uri, tmp_path, keys, tmp_path / "go"], env=environment,
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for grid, keys in grids.items()]
+    (tmp_path / "go").touch()
+    for driver in drivers:
+        said, errors = driver.communicate(timeout=600)
+        assert (driver.returncode, said) == (0, "[]\n"), errors
+    client = client_of(uri)
+    for grid, key in grids.items():
+        (parent,), trials = runs_of(client, grid)
+        assert parent.info.status == "FINISHED" and trials.keys() == {key}
+        assert_curves_equal(client, trials[key][0], tmp_path / "runs" / "trials" / key)
+    assert (tmp_path / "mlartifacts").is_dir(), "a database keeps no files, and MLflow would take ./mlruns"
+    assert "unused" not in Location.of(uri, tmp_path).shown
+
+
+def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(server, tmp_path):
+    """The real grid, at smoke scale."""
+    if not server.backend.startswith("sqlite"):
+        pytest.skip("the same for every backend")
+    server.kill()
+    words = ["grid=mixers", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher=inline",
+             "threads=1", "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=20"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+
+    def command(*given: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", *given], cwd=tmp_path, env=environment, text=True,
+                              capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+
+    done = command("ablations.run", *words)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"MLflow at {server.uri} did not take" in said and "nothing answers there" in said
+    assert "python -m ablations.sync, sends it without training" in said
+    (journal,) = journals(tmp_path / "runs")
+    assert not journal.has_sent(server.uri)
+
+    server.start()
+    done = command("ablations.sync")
+    assert done.returncode == 0 and "1 trial, " in done.stdout, done.stdout + done.stderr
+    client = client_of(server.uri)
+    (parent,), trials = runs_of(client, "mixers")
+    ((key, (run,)),) = trials.items()
+    assert parent.info.status == run.info.status == "FINISHED" and parent.data.tags["verdict"]
+    folder = tmp_path / "runs" / "trials" / key
+    result = json.loads((folder / "result.json").read_text())
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert run.data.metrics["fid"] == result["metrics"]["fid"] and run.data.metrics["latency_ms"] > 0
+    assert_curves_equal(client, run, folder, tuple(name for name in first if name not in NO_CURVES))
+    assert len(run.outputs.model_outputs) == 1 and journals(tmp_path / "runs")[0].has_sent(server.uri)
