@@ -221,6 +221,16 @@ def frechet_jackknife(features: Tensor | np.ndarray, reference: FeatureStatistic
     Raises:
         ValueError: as ``frechet_distance``, or blocks outside its range.
     """
+    value, replicates = frechet_replicates(features, reference, blocks)
+    return value, jackknife_error(replicates)
+
+
+def frechet_replicates(features: Tensor | np.ndarray, reference: FeatureStatistics | Tensor | np.ndarray,
+                       blocks: int = 20) -> tuple[float, list[float]]:
+    """The Fréchet distance, and what it is without each block: what ``frechet_jackknife`` makes the error from.
+
+    The replicates of two models over the same samples pair up: their differences give the error of the difference.
+    """
     features, to_reference = check_features(features), DistanceTo(reference)
     total = FeatureStatistics.of(features, {})
     check_comparable(total, to_reference.statistics)
@@ -232,7 +242,7 @@ def frechet_jackknife(features: Tensor | np.ndarray, reference: FeatureStatistic
         held_out = torch.zeros(len(features), dtype=torch.bool)
         held_out[block::blocks] = True
         replicates.append(to_reference(features[~held_out], total.without(features[held_out])))
-    return value, jackknife_error(replicates)
+    return value, replicates
 
 
 class DistanceTo:

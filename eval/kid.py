@@ -32,6 +32,13 @@ def kid(features: Tensor | np.ndarray, reference: Tensor | np.ndarray, blocks: i
     Raises:
         ValueError: other widths, fewer than two samples, values that are not finite, blocks outside its range.
     """
+    value, replicates = kid_replicates(features, reference, blocks)
+    return value, jackknife_error(replicates)
+
+
+def kid_replicates(features: Tensor | np.ndarray, reference: Tensor | np.ndarray,
+                   blocks: int = 20) -> tuple[float, list[float]]:
+    """KID x 1000, and what it is without each block: what ``kid`` makes the error from, as ``frechet_replicates``."""
     x, y = check_features(features), check_features(reference, "reference")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"features are {x.shape[1]} and {y.shape[1]} wide: two judges cannot be compared")
@@ -51,7 +58,7 @@ def kid(features: Tensor | np.ndarray, reference: Tensor | np.ndarray, blocks: i
     for i in range(blocks):
         pairs = total_pairs - float(within[i].sum() + within[:, i].sum() - within[i, i])
         replicates.append(mmd(pairs, total_cross - float(across[i]), len(x) - float(sizes[i])))
-    return value, jackknife_error(replicates)
+    return value, replicates
 
 
 def kid_interval(features: Tensor | np.ndarray, reference: Tensor | np.ndarray, blocks: int = 20,

@@ -46,6 +46,7 @@ class LatencyResult:
     contended: bool
     reasons: tuple[str, ...]
     times_ms: tuple[float, ...]
+    processor_ratio: float | None = None    # median over rounds of processor time over the first's; None: it used none
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def measure_models(loaders: dict[str, Loader], rounds: int = 30, warmup: int = 3
         for name, loader in loaders.items():
             workers.append(stack.enter_context(Worker(name, loader, threads, timeout)))
             memory[name] = worker_memory(workers[-1])
-        latency = _interleave(workers, rounds, warmup, threads)
-    return {name: SpeedAndMemory(latency[name], memory[name]) for name in loaders}
+        latency = interleave([Timed(worker) for worker in workers], rounds, warmup, threads)
+    return {name: SpeedAndMemory(one, memory[name]) for name, one in zip(loaders, latency, strict=True)}
 
 
 def measure_latency(loaders: dict[str, Loader], rounds: int = 30, warmup: int = 3, threads: int = 1,
@@ -98,32 +99,62 @@ def visiting_order(count: int, rounds: int) -> list[list[int]]:
     return [list(range(count))[::1 if i % 2 == 0 else -1] for i in range(rounds)]
 
 
-def _interleave(workers: Sequence[Worker], rounds: int, warmup: int, threads: int) -> dict[str, LatencyResult]:
-    wall, processor = np.zeros((2, len(workers), rounds))
-    for order in visiting_order(len(workers), warmup):
+@dataclass(frozen=True)
+class Timed:
+    """What is timed: a worker's model or a part of it, ``repeat`` runs in a row, the mean of which is one time."""
+
+    worker: Worker
+    part: str | None = None
+    repeat: int = 1
+
+    def run(self) -> tuple[float, float]:
+        """Wall and processor milliseconds of one run."""
+        named = {} if self.part is None else {"part": self.part}
+        answer = self.worker.ask("time", repeat=self.repeat, **named)
+        return answer["wall_ms"], answer["processor_ms"]
+
+
+def interleave(
+    timed: Sequence[Timed], rounds: int, warmup: int, threads: int, first: Sequence[int] | None = None
+) -> list[LatencyResult]:
+    """Times of each, measured in turn there and back.
+
+    Args:
+        first: index of the one that each one's ratios are taken to; None: 0 for all.
+
+    Raises:
+        WorkerError: a model failed.
+    """
+    for order in visiting_order(len(timed), warmup):
         for i in order:
-            workers[i].ask("time")
-    watch = Contention([worker.pid for worker in workers] + [os.getpid()])
-    for k, order in enumerate(visiting_order(len(workers), rounds)):
+            timed[i].run()
+    watch = Contention([*{one.worker.pid for one in timed}, os.getpid()])
+    wall, processor = np.zeros((2, len(timed), rounds))
+    for k, order in enumerate(visiting_order(len(timed), rounds)):
         for i in order:
-            answer = workers[i].ask("time")
-            wall[i, k], processor[i, k] = answer["wall_ms"], answer["processor_ms"]
+            wall[i, k], processor[i, k] = timed[i].run()
     machine = watch.reasons()
-    return {worker.name: _summary(wall[i], wall[0], processor[i], threads, worker.loaded["device"], machine)
-            for i, worker in enumerate(workers)}
+    reference = [0] * len(timed) if first is None else first
+    return [_summary(wall[i], wall[reference[i]], processor[i], threads, one.worker.loaded["device"], machine,
+                     processor[reference[i]])
+            for i, one in enumerate(timed)]
 
 
-def _summary(times: np.ndarray, first: np.ndarray, processor: np.ndarray, threads: int, device: str,
-             machine: list[str]) -> LatencyResult:
+def _summary(
+    times: np.ndarray, first: np.ndarray, processor: np.ndarray, threads: int, device: str, machine: list[str],
+    first_processor: np.ndarray | None = None,
+) -> LatencyResult:
     q1, median, q3 = np.percentile(times, [25, 50, 75])
     ratio_q1, ratio, ratio_q3 = np.percentile(times / first, [25, 50, 75])
     reasons = list(machine)
     if q3 - q1 > SPREAD * median:
         reasons.append(f"the interquartile range is {(q3 - q1) / median:.0%} of the median (limit {SPREAD:.0%})")
+    used = first_processor is not None and (first_processor > 0).all()
     return LatencyResult(
         median_ms=float(median), q1_ms=float(q1), q3_ms=float(q3), n=len(times), ratio_to_first=float(ratio),
         ratio_q1=float(ratio_q1), ratio_q3=float(ratio_q3), processor_ms=float(np.median(processor)), threads=threads,
-        device=device, contended=bool(reasons), reasons=tuple(reasons), times_ms=tuple(float(t) for t in times))
+        device=device, contended=bool(reasons), reasons=tuple(reasons), times_ms=tuple(float(t) for t in times),
+        processor_ratio=float(np.median(processor / first_processor)) if used else None)
 
 
 class Contention:

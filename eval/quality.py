@@ -15,9 +15,9 @@ from typing import Any
 from eval.attributes import wilson_interval
 from eval.bootstrap import jackknife_interval
 from eval.features import Features
-from eval.fid import RankDeficientWarning, check_comparable, frechet_jackknife
+from eval.fid import RankDeficientWarning, check_comparable, frechet_replicates, jackknife_error
 from eval.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity
-from eval.kid import kid, kid_interval
+from eval.kid import kid_interval, kid_replicates
 from eval.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, ManifoldMetrics, manifold_metrics
 from iris.errors import require_choice
 
@@ -39,6 +39,7 @@ class Measure:
     seed: int | None        # of random choices, None where there are none
     method: str
     flags: tuple[str, ...] = ()     # why the number should not be quoted as it stands
+    replicates: tuple[float, ...] = ()      # of fid and kid: without each block of the jackknife, for paired differences
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,11 @@ def _frechet(features: Features, reference: Features, seed: int | None, blocks: 
     generated, real = (_rank_flag(count, width, name) for count, name in zip(sizes, ("generated", "real"), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankDeficientWarning)
-        value, error = frechet_jackknife(features.values, reference.statistics, blocks)
+        value, replicates = frechet_replicates(features.values, reference.statistics, blocks)
+    error = jackknife_error(replicates)
     low, high = jackknife_interval(value, error, blocks, confidence, low=0.0)
     fid = Measure("fid", value, error, low, high, *sizes, None, f"float64; delete-a-block jackknife, {blocks} blocks",
-                  generated + real)
+                  generated + real, tuple(replicates))
     if seed is None:
         return [fid]
     with warnings.catch_warnings():
@@ -148,11 +150,11 @@ def _rank_flag(count: int, width: int, name: str) -> tuple[str, ...]:
 
 
 def _kernel(features: Features, reference: Features, blocks: int, confidence: float) -> Measure:
-    value, error = kid(features.values, reference.values, blocks)
-    return Measure("kid", value, error, *kid_interval(features.values, reference.values, blocks, confidence),
-                   len(features), len(reference), None,
+    value, replicates = kid_replicates(features.values, reference.values, blocks)
+    low, high = kid_interval(features.values, reference.values, blocks, confidence)
+    return Measure("kid", value, jackknife_error(replicates), low, high, len(features), len(reference), None,
                    f"x1000, cubic kernel, unbiased, all pairs; delete-a-block jackknife, {blocks} blocks; the interval "
-                   "also counts the reference's sampling error")
+                   "also counts the reference's sampling error", (), tuple(replicates))
 
 
 def _manifold(found: ManifoldMetrics, confidence: float) -> list[Measure]:

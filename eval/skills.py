@@ -94,7 +94,7 @@ def summarise_skills(world: World, predicted: Mapping[str, Tensor], wanted: Mapp
         named[COUNT] = objects
     read = {name: torch.as_tensor(classes).cpu() for name, classes in predicted.items()}
     attribute_accuracy(read, named)             # checks names, shapes and types
-    right = _right_by_skill({name: read[name] == named[name] for name in named})
+    right = right_by_skill({name: read[name] == named[name] for name in named})
     heldout = torch.from_numpy(_is_heldout(world, named))
     parts = []
     for chosen in (~heldout, heldout):
@@ -104,8 +104,15 @@ def summarise_skills(world: World, predicted: Mapping[str, Tensor], wanted: Mapp
     return SkillSummary(world.name, seen, unseen, gap, confidence)
 
 
-def _right_by_skill(right: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Skill -> bool [N], then "all"."""
+def right_by_skill(right: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whether each image [N] is right in all attributes of a skill, by skill, then under "all".
+
+    Args:
+        right: attribute -> bool [N].
+
+    Raises:
+        SettingError: an attribute that belongs to no skill.
+    """
     grouped: dict[str, list[Tensor]] = {}
     for name, hits in right.items():
         skill = name.removeprefix(OTHER)

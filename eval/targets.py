@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from eval.caps import CapResult, proven
 
 Verdict = Literal["pass", "fail", "needs the device", "not measured"]
 
@@ -53,16 +55,24 @@ def published() -> list[PublishedFigure]:
     return [PublishedFigure(**row) for row in _file()["published"]]
 
 
-def check(metrics: Mapping[str, float | None], dtype: str = "float32") -> list[TargetResult]:
+def check(
+    metrics: Mapping[str, float | None], dtype: str = "float32", caps: Sequence[CapResult] = ()
+) -> list[TargetResult]:
     """Hold measured figures against the phone targets.
 
     Memory is judged on ``weights_mb`` + ``activations_mb``: a desktop process is no stand-in, importing torch alone
     takes about as much as the whole target. Weights measured in float32 are halved, as float16 holds them; activations
     are taken as measured, which is the safe side. Latency on a phone is never judged here.
 
+    Runs under caps can only speak against a model. One that fails in the memory target on top of the runtime's import,
+    with weights in half precision, fails the target whatever the sum says: the runtime needs more than the sum. One
+    that fails in all the memory of a phone fails there. One that succeeds shows what a process needs here; how much a
+    phone's system leaves to one app shows only on the phone.
+
     Args:
         metrics: ``weights_mb``, ``activations_mb``, ``nfe``, ``latency_ms``, each of which may be missing or None.
         dtype: what the weights were measured in: float32, float16 or bfloat16.
+        caps: what ``eval.caps.caps_held`` gave for the model in this dtype.
 
     Raises:
         ValueError: another dtype.
@@ -71,8 +81,8 @@ def check(metrics: Mapping[str, float | None], dtype: str = "float32") -> list[T
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
     total, parts = _total_mb(metrics, dtype)
     wanted = targets()
-    results = [_memory(total, parts, wanted["memory_mb"])]
-    results += [_ram(total, gigabytes) for gigabytes in wanted["ram_gb"]]
+    results = [_memory(total, parts, wanted["memory_mb"], () if dtype == "float32" else caps)]
+    results += [_ram(total, gigabytes, caps) for gigabytes in wanted["ram_gb"]]
     return results + [_nfe(metrics.get("nfe"), wanted["nfe"]), _latency(metrics.get("latency_ms"))]
 
 
@@ -86,22 +96,42 @@ def _total_mb(metrics: Mapping[str, float | None], dtype: str) -> tuple[float | 
     return halved + activations, f"weights {halved:.1f} MB ({how}) + live activations {activations:.1f} MB as measured"
 
 
-def _memory(total: float | None, parts: str, limit: float) -> TargetResult:
+def _memory(total: float | None, parts: str, limit: float, caps: Sequence[CapResult]) -> TargetResult:
     target = f"<= {limit:g} MB in float16"
     if total is None:
         return TargetResult("memory", target, "-", "not measured", parts)
     verdict: Verdict = "pass" if total <= limit else "fail"
-    return TargetResult("memory", target, f"{total:.1f} MB", verdict, f"{parts}; the runtime's own memory not included")
+    said = _capped(caps, limit)
+    if said and not any(one.held for one in said):
+        verdict = "fail"
+    seen = "; ".join(_words(one) for one in said) or "the runtime's own memory not included"
+    return TargetResult("memory", target, f"{total:.1f} MB", verdict, f"{parts}; {seen}")
 
 
-def _ram(total: float | None, gigabytes: float) -> TargetResult:
+def _ram(total: float | None, gigabytes: float, caps: Sequence[CapResult]) -> TargetResult:
     name, target = f"ram_{gigabytes:g}gb", f"runs on a phone with {gigabytes:g} GB"
-    if total is None:
+    said = _capped(caps, 1000 * gigabytes)
+    seen = "".join(f"{_words(one)}; " for one in said)
+    if total is None and not said:
         return TargetResult(name, target, "-", "not measured", "the memory was not measured")
-    measured = f"{total:.1f} MB, {total / (10 * gigabytes):.0f} % of its memory"
-    if total > 1000 * gigabytes:
+    measured = "-" if total is None else f"{total:.1f} MB, {total / (10 * gigabytes):.0f} % of its memory"
+    if total is not None and total > 1000 * gigabytes:
         return TargetResult(name, target, measured, "fail", "more than the phone has")
-    return TargetResult(name, target, measured, "needs the device", "how much a system leaves one app shows only there")
+    if said and not any(one.held for one in said):
+        return TargetResult(name, target, measured, "fail", seen.removesuffix("; "))
+    why = f"{seen}how much a system leaves one app shows only there"
+    return TargetResult(name, target, measured, "needs the device", why)
+
+
+def _capped(caps: Sequence[CapResult], cap_mb: float) -> list[CapResult]:
+    """The runs under this cap, the whole process first; none where the control shows that caps limited nothing."""
+    return [one for one in caps if one.cap_mb == cap_mb and one.scope != "control"] if proven(caps) else []
+
+
+def _words(one: CapResult) -> str:
+    of = "a process" if one.scope == "process" else "a process, beside its runtime's import,"
+    result = "made an image" if one.held else "could not make an image"
+    return f"{of} {result} under a cap of {one.cap_mb:g} MB ({one.method})"
 
 
 def _nfe(nfe: float | None, limit: int) -> TargetResult:

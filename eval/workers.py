@@ -9,11 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 TAIL = 2000     # characters of the worker's stderr in an error
+# glibc's heap without arenas and thresholds that move: freed memory goes back to the system, so that resident memory
+# follows what is alive. Costs time, so it is for measuring memory.
+STEADY_HEAP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 class WorkerError(RuntimeError):
@@ -25,8 +29,18 @@ class Loader:
     """How a fresh process gets its model.
 
     ``function`` is "module:name"; called with ``argument`` (anything JSON holds) it returns ``generate``, a function of
-    no arguments that makes one image, text in and image out. ``generate`` may carry the attributes ``weights_bytes``
-    (int: bytes of all parameters and buffers that it uses) and ``device`` ("cuda" when it runs there).
+    no arguments that makes one image (or a batch), text in and image out. ``generate`` may carry the attributes
+
+    - ``weights_bytes``: bytes of all parameters and buffers that it uses;
+    - ``device``: "cuda" when it runs there;
+    - ``parts``: {name: function of no arguments that computes this part once}, for a model that can be measured part by
+      part. Such a function may carry ``weights_bytes``, ``activations_bytes`` (what its architecture predicts for the
+      peak of its live tensors), ``count`` (runs that one call of ``generate`` takes, 1 if absent) and ``within`` (the
+      name of the part that contains it). Given {"part": name} in its argument, ``function`` loads that part alone, and
+      given {"batch": n} it makes n images at once.
+
+    ``function`` may carry ``imports``; called with ``argument`` first, it imports what loading will need, so that this
+    counts as the runtime's memory.
     """
 
     function: str
@@ -37,11 +51,24 @@ class Loader:
         if not (module and colon and name):
             raise ValueError(f'a loader is "module:function", got {self.function!r}')
 
+    def given(self, **changes: Any) -> Loader:
+        """The same with other values in its argument.
+
+        Raises:
+            ValueError: the argument is not a JSON object.
+        """
+        if not isinstance(self.argument, dict):
+            raise ValueError(f"{self.function}: the argument must be an object to take {', '.join(changes)}, "
+                             f"got {self.argument!r}")
+        return replace(self, argument=self.argument | changes)
+
 
 class Worker:
     """A process that has loaded one model; a context manager that ends it."""
 
-    def __init__(self, name: str, loader: Loader, threads: int, timeout: float) -> None:
+    def __init__(
+        self, name: str, loader: Loader, threads: int, timeout: float, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start the process and load the model.
 
         Args:
@@ -49,6 +76,7 @@ class Worker:
             loader: where the model comes from.
             threads: processor threads of the process.
             timeout: seconds that any one answer may take.
+            environment: variables of the process beside ``worker_environment``'s.
 
         Raises:
             WorkerError: the loader failed.
@@ -64,7 +92,7 @@ class Worker:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "eval.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, text=True, env=worker_environment(threads))
+            stderr=self._stderr, text=True, env=worker_environment(threads) | dict(environment or {}))
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iris.blocks import INJECTIONS, CodaBlock, ConvBlock, CoreLayer
+from iris.constants import cached_constant
 from iris.depth import Depth
 from iris.errors import SettingError
 from iris.layers import Linear, Modulation, RMSNorm, ScalarEmbedding, ZeroLinear, modulate, position_embedding, rms_normalise
@@ -173,7 +174,8 @@ class Generator(nn.Module):
                     state = checkpoint(self._pass, *given_to_pass, use_reentrant=False)
                 else:
                     state = self._pass(*given_to_pass)
-            left[k + 1] = state
+            if k + 1 in exits:      # what is not read out is not kept: memory must not grow with the passes
+                left[k + 1] = state
         return state, [left[k] for k in exits]
 
     def _pass(
@@ -207,8 +209,8 @@ class Generator(nn.Module):
             return torch.zeros_like(given)
         index, of = part if draws is not None else (0, 1)
         shape = (1 if draws is None else len(given) * of, *given.shape[1:])
-        noise = torch.randn(shape, generator=draws or addressed("initial state", *shape))[index::of] * INITIAL_STD
-        return noise.to(given).expand_as(given)
+        noise = _fixed_noise(*shape) if draws is None else torch.randn(shape, generator=draws)
+        return (noise[index::of] * INITIAL_STD).to(given).expand_as(given)
 
     def _read(self, state: Tensor, condition: Tensor, signal: Tensor) -> Tensor:
         """Coda and output: a core state [B, h, w, D] -> velocity [B, C, h, w]."""
@@ -235,3 +237,9 @@ class Generator(nn.Module):
         if carried is not None and self.carried is None:
             raise SettingError("a carried state needs depth.carry=true")
         return iterations
+
+
+@cached_constant
+def _fixed_noise(*shape: int) -> Tensor:
+    """Unit noise that is the same for every image, a constant of the graph when the generator is exported."""
+    return torch.randn(shape, generator=addressed("initial state", *shape))

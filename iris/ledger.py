@@ -13,6 +13,7 @@ from iris.presets import IrisModel
 
 MIB = 2**20
 TEXT_ENCODERS = ("ViT-L/14",)
+ENCODING = {"encoder", "quant_conv"}        # what of a latent only encodes, in ours and in diffusers' autoencoders
 
 # Totals in IRIS's document, in MiB: they leave nearly the same remainder, 502 to 509, when the generator's weights are
 # taken off, and only in MiB do they.
@@ -80,5 +81,5 @@ def _latent_parts(latent: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     """The latent's weights that decode, and those that only encode."""
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
     for name, parameter in latent.named_parameters():
-        parts[not {"encoder", "quant_conv"}.isdisjoint(name.split("."))].append(parameter)
+        parts[not ENCODING.isdisjoint(name.split("."))].append(parameter)
     return parts

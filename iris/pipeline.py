@@ -367,21 +367,7 @@ def _one_for_each(name: str, pictures: Tensor, count: int, each: int) -> Tensor:
 
 
 def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that makes one image with a saved model: what speed, memory and operations are measured on.
+    """A function that makes images with a saved model; see ``iris.measuring.load_for_measuring``, which needs this file."""
+    from iris.measuring import load_for_measuring as load
 
-    Args:
-        given: {"folder": of the saved pipeline, "caption": optional, and the fields of SamplingSettings}.
-
-    Returns:
-        the function; its attribute ``weights_bytes`` is the size of all weights it holds.
-    """
-    pipeline = IrisPipeline.from_pretrained(Path(given["folder"]))
-    caption = given.get("caption", "a large red circle in the centre on a white background")
-    settings = SamplingSettings(**{k: v for k, v in given.items() if k not in ("folder", "caption")})
-
-    def generate() -> Tensor:
-        return pipeline.generate([caption], settings)
-
-    held = [tensor for part in (pipeline.model, pipeline.latent) for tensor in (*part.parameters(), *part.buffers())]
-    generate.weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return generate
+    return load(given)

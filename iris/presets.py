@@ -33,6 +33,11 @@ FAMILY: dict[str, Any] = {
     "channels": LATENT_OPTIONS["channels"], "text_width": TEXT_WIDTH, "prelude": 2, "coda": 2, "iterations": 4,
     "ffn_ratio": 3.75, "mixer": "grfm",
 }
+SHAPES = {
+    "tiny": {"dim": 320, "heads": 5, "core": 4},
+    "small": {"dim": 512, "heads": 8, "core": 4},
+    "base": {"dim": 768, "heads": 12, "core": 6},
+}
 
 OTHERS = ("latent", "latent_options", "size")       # what of a preset may be changed beside the generator
 
@@ -127,7 +132,7 @@ def create_iris_tiny(seed: int = 0, **changes: Any) -> IrisModel:
     Raises:
         SettingError: an unknown name, or a value that cannot be used.
     """
-    return _create(seed, {"dim": 320, "heads": 5, "core": 4}, changes)
+    return _create("tiny", seed, changes)
 
 
 def create_iris_small(seed: int = 0, **changes: Any) -> IrisModel:
@@ -135,7 +140,7 @@ def create_iris_small(seed: int = 0, **changes: Any) -> IrisModel:
 
     Arguments and errors as ``create_iris_tiny``.
     """
-    return _create(seed, {"dim": 512, "heads": 8, "core": 4}, changes)
+    return _create("small", seed, changes)
 
 
 def create_iris_base(seed: int = 0, **changes: Any) -> IrisModel:
@@ -143,18 +148,36 @@ def create_iris_base(seed: int = 0, **changes: Any) -> IrisModel:
 
     Arguments and errors as ``create_iris_tiny``.
     """
-    return _create(seed, {"dim": 768, "heads": 12, "core": 6}, changes)
+    return _create("base", seed, changes)
 
 
 PRESETS = {"tiny": create_iris_tiny, "small": create_iris_small, "base": create_iris_base}
 
 
-def _create(seed: int, shape: dict[str, Any], changes: dict[str, Any]) -> IrisModel:
+def preset_config(size: str, changes: dict[str, Any]) -> tuple[GeneratorConfig, dict[str, Any]]:
+    """What ``create_iris_tiny`` and the others make a model of, without making it.
+
+    Args:
+        size: a key of ``PRESETS``.
+        changes: as theirs.
+
+    Returns:
+        the generator's configuration, and the arguments of ``IrisModel`` that ``changes`` names beside it.
+
+    Raises:
+        SettingError: an unknown size or name, or a value that cannot be used.
+    """
+    require_choice("preset", size, tuple(SHAPES))
     allowed = [field.name for field in fields(GeneratorConfig)]
     for name in changes:
         require_choice("the name of a change", name, (*allowed, *OTHERS))
     for name, kind in (("depth", Depth), ("mixers", MixerOptions)):
         if name in changes and not isinstance(changes[name], kind):
             raise SettingError(f"{name}={changes[name]!r} must be a {kind.__module__}.{kind.__name__}")
-    config = GeneratorConfig(**FAMILY | shape | {name: value for name, value in changes.items() if name in allowed})
-    return initialise(IrisModel(config, **{name: changes[name] for name in OTHERS if name in changes}), seed)
+    config = FAMILY | SHAPES[size] | {name: value for name, value in changes.items() if name in allowed}
+    return GeneratorConfig(**config), {name: changes[name] for name in OTHERS if name in changes}
+
+
+def _create(size: str, seed: int, changes: dict[str, Any]) -> IrisModel:
+    config, others = preset_config(size, changes)
+    return initialise(IrisModel(config, **others), seed)

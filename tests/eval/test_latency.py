@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval.latency import Contention, _summary, measure_models, visiting_order
+from eval.process import processor_seconds
 from eval.workers import Loader, Worker, WorkerError, worker_environment
 
 
@@ -59,6 +62,26 @@ def test_contention_blames_others_only(monkeypatch):
         "other processes", "hypervisor"]
     monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.1, 0.1))
     assert "load average is 2.5 on 2 cores" in watch.reasons()[0]
+
+
+def test_a_loading_process_beside_marks_the_rows():
+    loaders = {"model": Loader("measured_models:computing", 0.2)}
+    other = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+    try:
+        latency = measure_models(loaders, rounds=4, warmup=0)["model"].latency
+        assert processor_seconds(other.pid) > 0
+    finally:
+        other.kill()
+        other.wait()
+    assert latency.contended
+    assert any(f"of {os.cpu_count()} processors busy" in reason for reason in latency.reasons), latency.reasons
+
+
+def test_processor_time_has_a_ratio_of_its_own():
+    wall, used = np.array([10.0, 10.0]), np.array([4.0, 8.0])
+    result = _summary(wall, wall, used, 1, "cpu", [], np.array([2.0, 2.0]))
+    assert result.ratio_to_first == 1.0 and result.processor_ratio == 3.0 and result.processor_ms == 6.0
+    assert _summary(wall, wall, used, 1, "cpu", [], np.zeros(2)).processor_ratio is None
 
 
 def test_a_failing_model_is_named_with_its_stderr():

@@ -1,0 +1,171 @@
+"""The rows that ``benchmarks.mobile`` measured, read back, and as results.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mobile import DTYPES, PRESETS, RESIDENT, STEPS
+
+COLUMNS = (
+    "preset", "runtime", "dtype", "steps", "iterations", "latency_ms", "peak_memory_mb", "cap", "verdict",
+    "part", "resident", "scope", "n", "q1_ms", "q3_ms", "ratio_to_pytorch", "threads", "contended", "import_mb",
+    "weights_mb", "activations_mb", "agreement_rms",
+)
+HOLDS, FAILS, NOT_MEASURED = "holds", "fails", "not measured"
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """What is measured; sorts as the tables show it."""
+
+    order: tuple[int, ...] = field(repr=False)
+    preset: str
+    runtime: str
+    dtype: str
+    iterations: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Key:
+        """The key of a row."""
+        preset, runtime, dtype, iterations = (row[name] for name in ("preset", "runtime", "dtype", "iterations"))
+        order = (PRESETS.index(preset), iterations, list(DTYPES).index(runtime), DTYPES[runtime].index(dtype))
+        return cls(order, preset, runtime, dtype, iterations)
+
+    @property
+    def name(self) -> str:
+        """Runtime and precision."""
+        return f"{RUNTIMES[self.runtime]} {self.dtype}"
+
+
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
+
+
+@dataclass
+class Rows:
+    """Everything measured; what was not is absent.
+
+    Attributes:
+        memory: of each key: {"image": {resident: figures}, "parts": {part: figures}}.
+        caps: of each (key, resident): runs under caps, as ``eval.caps.CapResult``'s fields.
+        latency: of each (key, part), "image" among the parts: ``eval.latency.LatencyResult``'s fields.
+        agreement: of each key: how far an image is from PyTorch's.
+        files: entries of the exporters' manifests, with "preset" and "runtime".
+        mixers, coreml: of each case, a row.
+        quality: of the shipped model.
+        machine: what all was made on.
+    """
+
+    memory: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    caps: dict[tuple[Key, str], list[dict[str, Any]]] = field(default_factory=dict)
+    latency: dict[tuple[Key, str], dict[str, Any]] = field(default_factory=dict)
+    agreement: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    mixers: list[dict[str, Any]] = field(default_factory=list)
+    coreml: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[Key]:
+        """All that anything was measured of."""
+        return sorted({*self.memory, *(key for key, _ in self.caps), *(key for key, _ in self.latency)})
+
+
+def read_rows(work: Path) -> Rows:
+    """What lies in a work folder.
+
+    Raises:
+        FileNotFoundError: there are no rows in it.
+    """
+    rows = Rows()
+    paths = sorted((work / "rows").glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(f"{work / 'rows'} has no rows: run the other phases first")
+    for path in paths:
+        kind, value = path.stem.partition("-")[0], json.loads(path.read_text())
+        if kind == "memory":
+            rows.memory[Key.of(value)] = value
+        elif kind == "caps":
+            rows.caps[Key.of(value), value["resident"]] = value["caps"]
+        elif kind == "latency":
+            rows.latency |= {(Key.of(one), one["part"]): one for one in value}
+        elif kind == "agreement":
+            rows.agreement[Key.of(value)] = value
+        elif kind in ("mixer", "coreml"):
+            (rows.mixers if kind == "mixer" else rows.coreml).append(value)
+        elif kind in ("quality", "machine"):
+            setattr(rows, kind, value)
+    rows.files = list(_manifests(work))
+    return rows
+
+
+def _manifests(work: Path) -> Iterator[dict[str, Any]]:
+    for preset in PRESETS:
+        for path in sorted((work / preset).glob("*/manifest.json")):
+            runtime, _, iterations = path.parent.name.partition("-")
+            for entry in json.loads(path.read_text())["files"]:
+                yield entry | {"preset": preset, "runtime": {"onnx": "onnxruntime"}.get(runtime, runtime),
+                               "iterations": int(iterations) if iterations else None}
+
+
+def result_rows(rows: Rows) -> list[dict[str, Any]]:
+    """A row for each run under a cap, and one for each part."""
+    table = []
+    for key in rows.keys:
+        for resident in RESIDENT:
+            runs = [one for one in rows.caps.get((key, resident), []) if one["scope"] != "control"]
+            for run in runs or ([None] if key in rows.memory or (key, "image") in rows.latency else []):
+                table.append(_row(rows, key, "image", resident, run))
+        table += [_row(rows, key, part, "alone", None) for part in rows.memory.get(key, {}).get("parts", {})]
+    return table
+
+
+def _row(rows: Rows, key: Key, part: str, resident: str, run: dict[str, Any] | None) -> dict[str, Any]:
+    measured = rows.memory.get(key, {})
+    memory = measured.get("image", {}).get(resident, {}) if part == "image" else measured.get("parts", {}).get(part, {})
+    # what is loaded for its turn would be timed with its loading
+    latency = rows.latency.get((key, part), {}) if resident != "one part" else {}
+    verdict = "" if part != "image" else NOT_MEASURED if run is None else HOLDS if run["held"] else FAILS
+    agreement = rows.agreement.get(key, {}) if part == "image" else {}
+    return {
+        "preset": key.preset, "runtime": key.runtime, "dtype": key.dtype, "steps": STEPS, "iterations": key.iterations,
+        "latency_ms": latency.get("median_ms"), "peak_memory_mb": memory.get("peak_memory_mb"),
+        "cap": run and run["cap_mb"], "verdict": verdict, "part": part, "resident": resident,
+        "scope": run and run["scope"], "n": latency.get("n"), "q1_ms": latency.get("q1_ms"),
+        "q3_ms": latency.get("q3_ms"), "ratio_to_pytorch": latency.get("ratio_to_first"),
+        "threads": latency.get("threads", measured.get("threads")), "contended": latency.get("contended"),
+        "import_mb": memory.get("import_mb"), "weights_mb": memory.get("weights_mb"),
+        "activations_mb": memory.get("activations_mb"), "agreement_rms": agreement.get("rms"),
+    }
+
+
+def write_csv(rows: Rows, path: Path) -> None:
+    """results.csv: five significant digits, nothing where nothing was measured."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in result_rows(rows):
+            writer.writerow({name: _text(value) for name, value in row.items()})
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def smallest_cap(rows: Rows, key: Key, resident: str, scope: str = "process") -> float | None:
+    """The smallest cap in MB under which an image was made, None where none was or none was tried."""
+    held = [one["cap_mb"] for one in rows.caps.get((key, resident), []) if one["scope"] == scope and one["held"]]
+    return min(held) if held else None
+
+
+def contended(rows: Rows) -> list[str]:
+    """Why latencies should not be quoted, in words; the spread of single rows apart."""
+    reasons = {why for one in rows.latency.values() for why in one["reasons"] if "interquartile" not in why}
+    return sorted(reasons)

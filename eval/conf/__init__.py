@@ -1,0 +1,1 @@
+"""The configuration of ``python -m eval``; Hydra finds it as a module."""

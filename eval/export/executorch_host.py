@@ -1,0 +1,205 @@
+"""ExecuTorch's C++ runtime from NumPy alone, as an app on a phone would hold it. Never imports PyTorch.
+
+ExecuTorch's own Python runtime needs PyTorch, which takes as much memory as the models. The wheel also has the runtime as
+libraries with headers; executorch_host.cpp puts a C interface before them, compiled once (about 10 s) and kept in the
+user's cache. Where no C++ compiler is, ``eval.export.executorch.Program`` still runs the files, with PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iris.errors import SettingError
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+LIBRARIES = ("executorch", "executorch_backend_xnnpack", "executorch_kernels_optimized", "executorch_kernels_quantized",
+             "executorch_threadpool")
+NUMBERS = {"float32": 6, "int64": 4, "bool": 11}        # of ExecuTorch's ScalarType
+NO_MEMORY = (0x21, 0x31)        # MemoryAllocationFailed, the host's and a delegate's, of runtime/core/error.h
+OWN_ERRORS = {1001: "it has another number of outputs", 1002: "an output has another size",
+              1003: "the thread pool took no number of threads"}
+
+
+class HostError(RuntimeError):
+    """ExecuTorch could not load or run a program."""
+
+
+class _Array(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("dtype", ctypes.c_int32),
+                ("rank", ctypes.c_int32), ("sizes", ctypes.POINTER(ctypes.c_int32))]
+
+
+class Host:
+    """A .pte file, open in the C++ runtime; each of its methods is loaded when it first runs.
+
+    Raises:
+        SettingError: no such file, threads below 1, no ExecuTorch, or no compiler.
+        HostError: ExecuTorch refuses the file.
+        MemoryError: ExecuTorch says that it has no memory.
+    """
+
+    def __init__(self, path: Path | str, methods: Mapping[str, Any], threads: int = 1) -> None:
+        """Open a file.
+
+        Args:
+            path: of the file.
+            methods: its entry "methods" in the manifest of ``eval.export.executorch.export_executorch``.
+            threads: of all open files, since they share one pool.
+        """
+        self.path, self.methods = Path(path), methods
+        self._handle = ctypes.c_void_p()        # before anything fails, for close
+        if not self.path.is_file():
+            raise SettingError(f"program={path} is not a file")
+        if threads < 1:
+            raise SettingError(f"threads={threads} must be at least 1")
+        self._library = load_library()
+        self._check(self._library.host_threads(threads), "threads")
+        self._check(self._library.host_open(os.fsencode(self.path), ctypes.byref(self._handle)), "opening")
+
+    def load(self, method: str) -> None:
+        """Load a method now instead of when it first runs."""
+        self._check(self._library.host_load(self._handle, method.encode()), f"loading {method}")
+
+    def run(self, method: str, known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of a method by name, from inputs by name, of which it takes those that it needs.
+
+        Raises:
+            ValueError: an input of another shape than the file was exported for.
+        """
+        about = self.methods[method]
+        inputs = [_as_exported(known[name], wanted, name) for name, wanted in about["inputs"].items()]
+        outputs = {name: np.empty(made["shape"], made["dtype"]) for name, made in about["outputs"].items()}
+        self._check(
+            self._library.host_run(self._handle, method.encode(), _arrays(inputs), len(inputs),
+                                   _arrays(list(outputs.values())), len(outputs)), f"running {method}")
+        return outputs
+
+    def close(self) -> None:
+        """Free the program and its memory."""
+        if self._handle:
+            self._library.host_close(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    __del__ = close
+
+    def _check(self, code: int, what: str) -> None:
+        if code in NO_MEMORY:
+            raise MemoryError(f"{self.path.name}: {what} failed, MemoryAllocationFailed")
+        if code:
+            why = OWN_ERRORS.get(code, f"ExecuTorch error 0x{code:x} of runtime/core/error.h")
+            raise HostError(f"{self.path.name}: {what} failed, {why}")
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The C interface, compiled if this source and this version of ExecuTorch were not yet.
+
+    Raises:
+        SettingError: ExecuTorch is not installed, or there is no compiler, or it fails.
+    """
+    library = ctypes.CDLL(str(build()))
+    library.host_open.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
+    library.host_close.argtypes = [ctypes.c_void_p]
+    library.host_load.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.host_run.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Array), ctypes.c_int32,
+                                 ctypes.POINTER(_Array), ctypes.c_int32]
+    return library
+
+
+def build(folder: Path | None = None) -> Path:
+    """The compiled interface; ``folder`` keeps it (None: iris/ in the user's cache).
+
+    Raises:
+        SettingError: as ``load_library``.
+    """
+    package = _package()
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iris"
+    key = hashlib.sha256(SOURCE.read_bytes() + str(package).encode() + sysconfig.get_platform().encode()
+                         + importlib.metadata.version("executorch").encode()).hexdigest()[:16]
+    path = folder / f"executorch_host-{key}.so"
+    if path.exists():
+        return path
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise SettingError("running ExecuTorch without PyTorch needs a C++ compiler; install one or set CXX")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        run = subprocess.run(_command(compiler, package, made), capture_output=True, text=True)
+        if run.returncode:
+            raise SettingError(f"{compiler} cannot compile {SOURCE.name}: {run.stderr[-2000:]}")
+        made.replace(path)      # whole or not at all, whoever else builds it
+    return path
+
+
+def run_in_passes(
+    run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]], inputs: Mapping[str, Any], progress: Sequence[Any]
+) -> Any:
+    """One evaluation of a generator of ``eval.export.passes``, velocity [B, C, h, w], on any runtime.
+
+    Args:
+        run: computes a method's outputs from inputs by name, of which it takes those that it needs.
+        inputs: the generator's by name, arrays or tensors, whatever ``run`` takes.
+        progress: an array [1] for each pass, see ``progress_of``.
+    """
+    known = {**inputs, **run("start", inputs)}
+    known.setdefault("state", known["given"])
+    for done in progress:
+        known |= run("pass", known | {"progress": done})
+    return run("read", known)["velocity"]
+
+
+def progress_of(iterations: int, least_passes: int = 1) -> list[float]:
+    """What the passes of a loop are told: how far it is after each, as a fraction of its passes or of ``least_passes``."""
+    return [(k + 1) / max(iterations, least_passes) for k in range(iterations)]
+
+
+def _package() -> Path:
+    """Where ExecuTorch lies, found without importing it."""
+    spec = importlib.util.find_spec("executorch")
+    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    for place in places:
+        if (place / "lib" / "libexecutorch.so").exists():
+            return place
+    raise SettingError("ExecuTorch with its C++ libraries is not installed: pip install executorch==1.5.1")
+
+
+def _command(compiler: str, package: Path, out: Path) -> list[str]:
+    headers, libraries = package / "include", package / "lib"
+    return [
+        compiler, "-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS", f"-I{headers}",
+        f"-I{headers}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", str(out), f"-L{libraries}",
+        # backends and kernels register themselves when they are loaded; nothing refers to them
+        "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES), f"-Wl,-rpath,{libraries}",
+    ]
+
+
+def _as_exported(array: np.ndarray, wanted: Mapping[str, Any], name: str) -> np.ndarray:
+    array = np.ascontiguousarray(array, wanted["dtype"])
+    if list(array.shape) != wanted["shape"]:
+        raise ValueError(f"{name} must be {wanted['shape']}, got {list(array.shape)}")
+    return array
+
+
+def _arrays(arrays: Sequence[np.ndarray]) -> Any:
+    made = (_Array * len(arrays))()
+    for one, array in zip(made, arrays, strict=True):
+        sizes = (ctypes.c_int32 * array.ndim)(*array.shape)
+        one.data, one.bytes, one.dtype, one.rank, one.sizes = (
+            array.ctypes.data, array.nbytes, NUMBERS[str(array.dtype)], array.ndim, sizes)
+    return made

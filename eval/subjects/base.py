@@ -1,0 +1,128 @@
+"""The one interface through which the command sees what it measures."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eval.workers import Loader
+from iris.errors import SettingError
+from iris.settings import number
+
+BLOCK = 1 << 20     # bytes read at a time
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model")       # weights, configurations, tokenizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How images are made; None leaves a value to the pipeline's own call."""
+
+    steps: int | None = number(1)
+    guidance: float | None = number(0)
+    height: int | None = number(8)
+    width: int | None = number(8)
+    sampler: str | None
+    iterations: int | None = number(1)
+    shift: float | None = number(0, above=True)
+    guidance_start: float | None = number(0, 1)
+    guidance_end: float | None = number(0, 1)
+    guidance_rescale: float | None = number(0, 1)
+    batch: int = number(1)
+
+    def given(self, kind: str, known: Sequence[str]) -> dict[str, Any]:
+        """What is set, ``batch`` apart.
+
+        Raises:
+            SettingError: one of it means nothing for this kind of subject.
+        """
+        values = {name: value for name, value in asdict(self).items() if value is not None and name != "batch"}
+        for name in values:
+            if name not in known:
+                allowed = ", ".join(f"sample.{one}" for one in known) or "none"
+                raise SettingError(f"sample.{name} means nothing for kind={kind}; its settings: {allowed}")
+        return values
+
+
+class Subject(ABC):
+    """A model, text in and images out, or the images that one made.
+
+    Attributes:
+        kind: as in ``KINDS``.
+        model: the path or name it was opened by.
+        root: the folder, or the file, that it lies in.
+        name: a short one, for folders and headings.
+        size: (height, width) of its images in pixels.
+        sampling: how they are made, every value resolved; empty for stored images.
+        dtype, device: of the computation; None for stored images.
+        captions: of stored images, one each; None: there are none, or any caption can be asked for.
+        count: of stored images; None: as many as one likes.
+        batch: images made at once.
+        loads_parts: whether the loader can load a part alone (``eval.workers.Loader``).
+        notes: what a reader of the numbers should know.
+    """
+
+    kind: str
+    model: str
+    root: Path
+    name: str
+    size: tuple[int, int]
+    sampling: dict[str, Any]
+    dtype: str | None = None
+    device: str | None = None
+    captions: list[str] | None = None
+    count: int | None = None
+    batch: int = 256
+    loads_parts: bool = False
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the files that determine the images, the way they are made apart."""
+        return digest_of(self.files(), self.root)
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that determine the images."""
+
+    @abstractmethod
+    def generate(self, captions: Sequence[str | None], seed: int, first: int) -> Tensor:
+        """Images uint8 [N, H, W, 3] of N captions; image i starts from noise addressed by (seed, first + i) alone.
+
+        Stored images are those numbered from ``first`` on, whatever the seed.
+
+        Raises:
+            ValueError: an image that cannot be measured.
+        """
+
+    def check(self, captions: Sequence[str]) -> None:
+        """Raise a SettingError if a caption cannot be read, before an image is made of any."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the model once images were made: "parameters" by part, "nfe" for one image."""
+        return {}
+
+    def loader(self, caption: str, parts: bool = False) -> Loader | None:
+        """How a measuring process gets the model, to make images of ``caption``; None: there is none to run.
+
+        ``parts``: its parts are to be named, which may take a run while it is loaded.
+        """
+        return None
+
+
+def digest_of(files: Iterable[Path], base: Path) -> str:
+    """sha256 over relative names and contents of files."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
+        digest.update(f"{name}\x1f{file.stat().st_size}\x1f".encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""A saved model of IRIS: a folder that ``IrisPipeline.save_pretrained`` or a trial wrote, or a hub name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
+from eval.workers import Loader
+from iris.errors import SettingError
+from iris.hub import fetch
+from iris.pipeline import IrisPipeline
+from iris.sampling import SamplingSettings
+from iris.saved import CONFIG, LATENT_WEIGHTS, WEIGHTS
+
+# Of ``SamplingSettings`` -> of the pipeline's call, whose defaults hold where nothing is set.
+CALLED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "sampler": "sampler", "shift": "shift",
+          "iterations": "num_iterations", "guidance_start": "guidance_start", "guidance_end": "guidance_end",
+          "guidance_rescale": "guidance_rescale"}
+
+
+class IrisModel(Subject):
+    """See ``Subject``.
+
+    Raises:
+        SettingError: the folder holds no pipeline, or a sampling setting cannot be used.
+    """
+
+    kind = "iris"
+    loads_parts = True
+
+    def __init__(self, model: str, sample: SampleSettings, dtype: str, device: str) -> None:
+        place = Path(model).expanduser()
+        self.root = place if place.is_dir() else fetch(model)
+        for name in (CONFIG, WEIGHTS, LATENT_WEIGHTS):
+            if not (self.root / name).is_file():
+                raise SettingError(f"model={model}: {name} is missing; expected a folder written by save_pretrained")
+        call = inspect.signature(IrisPipeline.__call__).parameters
+        defaults = {name: call[argument].default for name, argument in CALLED.items()}
+        self.settings = SamplingSettings(**defaults | sample.given(self.kind, tuple(CALLED)))
+        self.model, self.name, self.batch = model, self.root.resolve().name, sample.batch
+        self.sampling, self.dtype, self.device = asdict(self.settings), dtype, device
+        self.size = (self._side(), self._side())
+
+    def _side(self) -> int:
+        try:
+            return int(json.loads((self.root / CONFIG).read_text(encoding="utf-8"))["size"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"model={self.model}: {CONFIG} is not one that a pipeline wrote ({error!r})") from error
+
+    def files(self) -> list[Path]:
+        return [file for file in self.root.rglob("*") if file.is_file() and file.suffix in MODEL_FILES]
+
+    @cached_property
+    def pipeline(self) -> IrisPipeline:
+        """The model, loaded."""
+        pipeline = IrisPipeline.from_pretrained(self.root, torch_dtype=getattr(torch, self.dtype)).to(self.device)
+        pipeline.model.generator.register_forward_hook(self._check_finite)
+        return pipeline
+
+    def _check_finite(self, module: torch.nn.Module, given: Any, output: Tensor) -> None:
+        """Pixels of a value that is not finite would be black, and measured."""
+        if not bool(torch.isfinite(output).all()):
+            raise ValueError(f"model={self.model}: the generator gave values that are not finite in {self.dtype}")
+
+    def check(self, captions: Sequence[str]) -> None:
+        self.pipeline.model.text.tokenise(list(captions))
+
+    def generate(self, captions: Sequence[str | None], seed: int, first: int) -> Tensor:
+        return self.pipeline.generate(list(captions), self.settings, seed, first, self.batch).cpu()
+
+    def facts(self) -> dict[str, Any]:
+        model, latent = self.pipeline.model, self.pipeline.latent
+        parts = {"text encoder": model.text, "generator": model.generator, "latent": latent}
+        count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        return {"parameters": count, "nfe": self.settings.evaluations}
+
+    def loader(self, caption: str, parts: bool = False) -> Loader:
+        sampling = {name: value for name, value in self.sampling.items() if value is not None}
+        return Loader("iris.measuring:load_for_measuring", {
+            "folder": str(self.root.resolve()), "caption": caption, "dtype": self.dtype, "device": self.device,
+            **sampling})
