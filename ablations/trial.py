@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 import traceback
@@ -35,6 +36,8 @@ from iris.training.tasks import FlowTask, TextToLatent, to_images, validation_lo
 
 GALLERY = 64            # samples kept for the report
 MODEL = "model"         # folder of the saved pipeline
+# Of what writes files: the system, quotas, NumPy, safetensors.
+FULL = ("No space left", "no space left", "quota exceeded", "requested and", "os error 28")
 
 
 def run_trial(folder: str, plan: dict[str, Any]) -> None:
@@ -74,9 +77,11 @@ def _guarded(place: Path, plan: dict[str, Any], work: Callable[[Path, dict[str, 
             (place / "error.json").unlink(missing_ok=True)
             status("done", state="done")
         except Exception as error:
-            write_json(place / "error.json", {
-                "cause": cause_of(error), "kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()})
-            status("failed", state="failed")
+            with contextlib.suppress(OSError):      # a full disk takes no error.json either: the launcher says so then
+                write_json(place / "error.json", {
+                    "cause": cause_of(error), "kind": type(error).__name__, "message": str(error),
+                    "traceback": traceback.format_exc()})
+                status("failed", state="failed")
             raise
 
 
@@ -99,11 +104,13 @@ def prepare_process(threads: int) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """oom, nan, timeout or error."""
+    """oom, nan, timeout, disk or error."""
     if isinstance(error, NonFiniteLoss):
         return "nan"
     if "timed-out" in str(error) or "timed out" in str(error):      # submitit raises this inside the job
         return "timeout"
+    if any(words in str(error) for words in FULL):
+        return "disk"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
     return "oom" if memory else "error"
 

@@ -43,7 +43,7 @@ def write_report(given: argparse.Namespace, test: Labelled, model: Classifier, r
         f"The first {min(COLUMNS, given.each)} samples of each class at guidance {best.guidance:g}, from the noise of "
         f"seed {given.seed}, none left out; {given.steps} Euler steps, enlarged twice.", "",
         *total_table(rows), "",
-        f"{len(rows[0].wanted):,} pictures a row, {given.each} of each class; samples at all scales start from the same "
+        f"{len(rows[0].wanted):,} pictures a row, {given.each} of each class; samples at all scales start from one "
         f"noise. Recognised: by a ResNet-9 with {about['parameters']:,} parameters, trained on the training split for "
         f"{about['epochs']} epochs, which gets {about['accuracy']:.1%} of the {about['test_images']:,} test pictures "
         f"right; [ ] is Wilson's 95 % interval, chance {1 / count:.0%}. FD is the Fréchet distance on what its last "

@@ -10,6 +10,7 @@ pictures. Writes Markdown to reports/latents.md, and a figure beside it. Words o
     pictures=4096           held-out pictures that are reconstructed, where there are so many
     judges=shapes           of eval.judges, for Fréchet distances; inception where its weights are
     classifier=null         file of benchmarks.cifar_classifier: distances on CIFAR-10 by its features as well
+    longer=null             train.steps of one more comparison, at the first of channels: does a gap last?
     report=reports/latents.md
 
 Any other word is a setting of the stage, such as train.steps=2000. ``latent.width`` is the least width: the report's is
@@ -41,7 +42,7 @@ from iris.training.__main__ import run
 from iris.training.files import write_json
 from iris.training.settings import Settings, settings_of
 from iris.training.stages.base import RESULT
-from iris.training.stages.data import held_out, opened
+from iris.training.stages.data import described, held_out, opened, size_of
 from iris.training.stages.parts import latent_of
 from iris.training.stages.vae import load_latent
 from iris.training.tasks import to_images
@@ -76,16 +77,16 @@ class Plan:
     pictures: int = 4096
     judges: tuple[str, ...] = ("shapes",)
     classifier: str | None = None
+    longer: int | None = None
     report: str = "reports/latents.md"
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("channels", "seeds", "pictures"):
+        for name, least in {"channels": 1, "seeds": 0, "pictures": 2, "longer": 1}.items():
             values = getattr(self, name)
-            if not all(type(value) is int and value >= 0 for value in (values if name != "pictures" else [values])):
-                raise SettingError(f"{name}={values!r} must be whole numbers")
-        if self.pictures < 2:
-            raise SettingError(f"pictures={self.pictures} must be at least 2")
+            for value in values if isinstance(values, tuple) else [values]:
+                if type(value) is not int and value is not None or value is not None and value < least:
+                    raise SettingError(f"{name}={value} must be a whole number of at least {least}")
         if "cifar10" in self.data and self.cifar10 is None:
             raise SettingError("cifar10=FOLDER is needed with data=cifar10: the folder of its parquet files")
 
@@ -103,24 +104,40 @@ class Plan:
                 rest.append(word)
         return cls(**given, words=tuple(rest))
 
-    def stage(self, data: str, channels: int) -> list[str]:
-        """The stage's words that all arms and seeds share."""
-        words = [f"data={data}", *([f"data.path={self.cifar10}"] if data == "cifar10" else []),
-                 *([f"data.validation={self.pictures}"] if data == "shapes" else [])]
-        return ["stage=vae", "log=none", *words, f"latent.channels={channels}", *self.words]
+    def stages(self, data: str) -> list[list[str]]:
+        """For each comparison on a data set the stage's words that all arms and seeds share."""
+        words = ["stage=vae", "log=none", f"data={data}", *self.words]
+        words += [f"data.path={self.cifar10}"] if data == "cifar10" else []
+        words += [f"data.validation={self.pictures}"] if data == "shapes" else []
+        made = [[*words, f"latent.channels={channels}"] for channels in self.channels]
+        if self.longer is not None:
+            kept = [word for word in made[0] if not word.startswith("train.steps=")]
+            made.append([*kept, f"train.steps={self.longer}"])
+        return made
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trained latent: ``measures`` by name, ``seconds`` of its training, ``weights`` its folder."""
+    """One trained latent.
+
+    Attributes:
+        grid: side of its latents.
+        batch, optimiser, seconds: of its training.
+        pictures: how many it reconstructed.
+        weights: its folder.
+        measures: as ``measure`` gives them.
+    """
 
     data: str
     channels: int
+    steps: int
     arm: str
     seed: int
     width: int
+    grid: int
     parameters: int
-    steps: int
+    batch: int
+    optimiser: str
     seconds: float
     pictures: int
     weights: str
@@ -201,10 +218,9 @@ def pictures_of(settings: Settings, count: int) -> Tensor:
 
 
 def compare(plan: Plan, data: str, kept: dict[str, Any], keep: Callable[[], None]) -> list[Row]:
-    """Train and measure all arms of a data set; ``kept`` holds what was measured before, by the stage's key."""
-    judges, pixels, real, rows = judges_of(plan, data), None, {}, []
-    for channels in plan.channels:
-        shared = plan.stage(data, channels)
+    """Train and measure all arms of a data set; ``kept`` holds the measures from before, by the stage's key."""
+    judges, real, rows = judges_of(plan, data), {}, []
+    for shared in plan.stages(data):
         settings = settings_of(shared)
         width, counts = matched_width(settings)
         for seed in plan.seeds:
@@ -213,17 +229,23 @@ def compare(plan: Plan, data: str, kept: dict[str, Any], keep: Callable[[], None
                 place = run([*shared, *named, f"latent.width={width}", f"seed={seed}"])
                 key = f"{place.parent.name} {plan.pictures} {', '.join(judges)}"
                 if key not in kept:
-                    if pixels is None:
-                        pixels = pictures_of(settings, plan.pictures)
-                        real = {name: features_of(given, pixels) for name, given in judges.items()}
-                    result = json.loads((place.parent / RESULT).read_text())
-                    row = Row(data, channels, arm, seed, width, counts[arm], result["steps"], result["seconds"],
-                              len(pixels), str(place.absolute()), measure(place, pixels, judges, real))
-                    kept[key] = vars(row)
+                    pixels = pictures_of(settings, plan.pictures)
+                    real = real or {name: features_of(given, pixels) for name, given in judges.items()}
+                    kept[key] = {"pictures": len(pixels), "measures": measure(place, pixels, judges, real)}
                     keep()
-                rows.append(Row(**kept[key]))
-                print(f"{data} {channels} {arm} {seed}: {rows[-1].measures}", file=sys.stderr, flush=True)
+                rows.append(_row(settings, arm, seed, width, counts[arm], place, kept[key]))
+                print(f"{data} {arm} {seed}: {rows[-1].measures}", file=sys.stderr, flush=True)
     return rows
+
+
+def _row(settings: Settings, arm: str, seed: int, width: int, parameters: int, place: Path,
+         found: dict[str, Any]) -> Row:
+    train, latent = settings.train, settings.latent
+    result = json.loads((place.parent / RESULT).read_text())
+    grid = size_of(described(settings.data, "train")) // 2 ** (latent.levels + latent.stages)
+    return Row(settings.data.name, latent.channels, train.steps, arm, seed, width, grid, parameters, train.batch,
+               f"{train.optimiser}, {train.learning_rate:g}", result["seconds"], found["pictures"],
+               str(place.absolute()), found["measures"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -234,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         raise SystemExit(__doc__)
     plan = Plan.of(words)
-    settings = settings_of(plan.stage(plan.data[0], plan.channels[0]))
+    settings = settings_of(plan.stages(plan.data[0])[0])
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     place = Path(settings.runs_dir) / RESULTS
     kept = json.loads(place.read_text()) if place.exists() else {}
@@ -244,11 +266,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _read(text: str, default: Any) -> Any:
-    """A word's value, of the kind that its default has."""
+    """A word's value: several, where its default is several."""
     if text == "null":
         return None
-    parts = [int(part) if part.isdigit() else part for part in text.split(",")]
-    return tuple(parts) if isinstance(default, tuple) else parts[0] if isinstance(default, int) else text
+    def value(part: str) -> int | str:
+        return int(part) if part.isdigit() else part
+
+    return tuple(map(value, text.split(","))) if isinstance(default, tuple) else value(text)
 
 
 def _parameters(settings: Settings, arm: str, width: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from ablations.report.charts import STYLE, new_figure
 from ablations.report.palette import HUES, INK, MARKERS, MUTED
@@ -18,13 +19,13 @@ from benchmarks.latents import ARMS, Plan, Row, pictures_of, reconstructed
 from iris.latents.losses import BANDS
 from iris.pipeline import to_pixels
 from iris.training.settings import settings_of
-from iris.training.stages.data import described, size_of
 
 BASELINE, *RIVALS = ARMS
 TITLES = {"wavelet": "wavelet_vae", "conv": "conv_vae", "unshuffle": "conv_vae, front=unshuffle"}
 PSNR = ("psnr", *(f"psnr {band}" for band in BANDS))
 SHOWN = 6               # pictures of the figure
-GAP = 1                 # pixels between them
+GAP, DPI = 1, 110       # pixels between them; of the figure
+FILLS = ("full", "none", "left", "bottom")
 ABOUT = {
     "FD (judge shapes)": "The judge shapes was trained on the drawn world alone: on other pictures, FD (judge shapes) "
                          "is a trend figure and no more.",
@@ -34,7 +35,7 @@ ABOUT = {
     "rFID": "rFID is on Inception's features.",
 }
 
-Group = tuple[str, int]     # data set, channels
+Group = tuple[str, int, int]        # data set, channels, steps
 
 
 def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
@@ -54,10 +55,13 @@ def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
         "mean squared error over all pictures; cA, cH, cV and cD are the average and the details of one Haar level, "
         "against the pixels' peak. Fréchet distances are between the reconstructions, in 8 bits, and their originals. "
         + notes(plan, rows), "",
-        "conv_vae has a learned linear convolution where wavelet_vae has the Haar transform; front=unshuffle has "
-        "neither, only the pixels of each patch side by side. All else is the same: the network behind, the loss, "
-        "which has a Haar term, the learning rate, the order of the pictures.", "",
-        "## What ran", "", *settings_table(plan, groups), ""]
+        "conv_vae has a learned linear convolution where wavelet_vae has the Haar transform; front=unshuffle has the "
+        "pixels of each patch side by side, of which that transform is a fixed orthonormal mix. The convolutions next "
+        "to it could learn the mix, so that wavelet_vae and unshuffle can come to the same functions: a gap between "
+        "them is one of training, at this number of steps and this learning rate, not of what the latent can hold. All "
+        "else is the same: the network behind, the loss, which has a Haar term, the learning rate, which was not tuned "
+        "for any of them, and the order of the pictures.", "",
+        "## What ran", "", *settings_table(groups), ""]
     path.write_text("\n".join(lines))
 
 
@@ -69,10 +73,10 @@ def notes(plan: Plan, rows: list[Row]) -> str:
 
 
 def grouped(rows: Iterable[Row]) -> dict[Group, list[Row]]:
-    """Rows by data set and number of channels, in their order."""
+    """Rows by data set, number of channels and steps, in their order."""
     groups: dict[Group, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.data, row.channels), []).append(row)
+        groups.setdefault((row.data, row.channels, row.steps), []).append(row)
     return groups
 
 
@@ -86,9 +90,13 @@ def analyses(rows: list[Row]) -> dict[str, Analysis]:
             for name in rows[0].measures}
 
 
+def title_of(group: Group) -> str:
+    """A comparison's name."""
+    return f"{group[0]}, {group[1]} channels, {group[2]:,} steps"
+
+
 def verdict(group: Group, analysed: dict[str, Analysis]) -> str:
     """A sentence on wavelet_vae against conv_vae."""
-    data, channels = group
     said = []
     for name, one in analysed.items():
         if name == "psnr" or name not in PSNR:
@@ -96,7 +104,7 @@ def verdict(group: Group, analysed: dict[str, Analysis]) -> str:
             ours, other = (plus_minus(one.arms[arm], log) for arm in (BASELINE, "conv"))
             title = "PSNR" if name == "psnr" else name
             said.append(f"{title} {ours} against {other}{unit} ({WORDS[one.comparisons['conv'].verdict]})")
-    return f"{data}, {channels} channels, wavelet_vae against conv_vae: {', '.join(said)}."
+    return f"{title_of(group)}, wavelet_vae against conv_vae: {', '.join(said)}."
 
 
 # The verdict is conv_vae's, the sentence the wavelet VAE's.
@@ -107,7 +115,7 @@ WORDS = {"better": "worse", "worse": "better", "within noise": "within noise", "
 def table(group: Group, rows: list[Row], analysed: dict[str, Analysis]) -> list[str]:
     """A row an arm, then a row a gap to the wavelet VAE."""
     heads = {"psnr": "PSNR, dB ↑"} | {f"psnr {band}": f"{band}, dB ↑" for band in BANDS}
-    lines = [f"## {group[0]}, {group[1]} channels", "",
+    lines = [f"## {title_of(group)}", "",
              f"| | parameters | {' | '.join(heads.get(name, f'{name} ↓') for name in analysed)} |",
              f"|---|---|{'---|' * len(analysed)}"]
     counts = {row.arm: row.parameters for row in rows}
@@ -138,43 +146,39 @@ def gap(comparison: Comparison, share: bool) -> str:
     return texts[0] + unit + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
 
 
-def settings_table(plan: Plan, groups: dict[Group, list[Row]]) -> list[str]:
+def settings_table(groups: dict[Group, list[Row]]) -> list[str]:
     """What was trained, and how long it took."""
     lines = ["| data | pictures, held-out | channels | grid | width | steps | batch | optimiser | seeds | "
              "seconds to train, median |", "|---|---|---|---|---|---|---|---|---|---|"]
-    for (data, channels), rows in groups.items():
-        settings = settings_of(plan.stage(data, channels))
-        train, latent = settings.train, settings.latent
-        side = size_of(described(settings.data, "train")) // 2 ** (latent.levels + latent.stages)
-        seconds = np.median([row.seconds for row in rows])
+    for (data, channels, steps), rows in groups.items():
+        row, seeds = rows[0], dict.fromkeys(row.seed for row in rows)
         lines.append(" | ".join([
-            f"| {data}", f"{rows[0].pictures:,}", f"{channels}", f"{side} x {side}", f"{rows[0].width}",
-            f"{rows[0].steps}", f"{train.batch}", f"{train.optimiser}, {train.learning_rate:g}",
-            ", ".join(map(str, plan.seeds)), f"{seconds:.0f} |"]))
+            f"| {data}", f"{row.pictures:,}", f"{channels}", f"{row.grid} x {row.grid}", f"{row.width}", f"{steps:,}",
+            f"{row.batch}", row.optimiser, ", ".join(map(str, seeds)),
+            f"{np.median([row.seconds for row in rows]):.0f} |"]))
     return lines
 
 
 def draw(plan: Plan, groups: dict[Group, list[Row]], found: dict[Group, dict[str, Analysis]], path: Path) -> None:
-    """Reconstructions of the first data's pictures beside the gaps in PSNR by band; a row a data set."""
-    names = list(dict.fromkeys(data for data, _ in groups))
+    """Reconstructions of each data set's first comparison, beside the gaps in PSNR by band; a row a data set."""
+    names = list(dict.fromkeys(group[0] for group in groups))
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(2.5 * len(names) + 0.3, 9.8)
-        axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))
+        figure = new_figure(2.6 * len(names) + 0.3, 10.5)
+        axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.1, 1))
         for (left, right), data in zip(axes, names, strict=True):
-            mine = {group: of for group, of in groups.items() if group[0] == data}
-            _draw_pictures(left, plan, next(iter(mine)), next(iter(mine.values())))
-            _draw_gaps(right, data, {channels: found[data, channels] for _, channels in mine})
-        figure.savefig(path, dpi=120)
+            mine = [group for group in groups if group[0] == data]
+            pixels = pictures_of(settings_of(plan.stages(data)[0]), SHOWN)
+            _draw_pictures(left, mine[0], pixels, groups[mine[0]])
+            _draw_gaps(right, {group: found[group] for group in mine})
+        figure.savefig(path, dpi=DPI)
 
 
-def _draw_pictures(axes: Axes, plan: Plan, group: Group, rows: list[Row]) -> None:
+def _draw_pictures(axes: Axes, group: Group, pixels: Tensor, rows: list[Row]) -> None:
     """Originals above what each arm's first seed makes of them."""
-    pixels = pictures_of(settings_of(plan.stage(*group)), SHOWN)
-    seed = plan.seeds[0]
+    seed, side = rows[0].seed, pixels.shape[1]
     folders = [Path(next(row.weights for row in rows if (row.arm, row.seed) == (arm, seed))) for arm in ARMS]
     lines = [pixels, *(to_pixels(reconstructed(folder, pixels)) for folder in folders)]
-    side = pixels.shape[1]
-    sheet = np.full((len(lines) * (side + GAP) - GAP, SHOWN * (side + GAP) - GAP, 3), 255, np.uint8)
+    sheet = np.full((len(lines) * (side + GAP) - GAP, len(pixels) * (side + GAP) - GAP, 3), 255, np.uint8)
     for i, line in enumerate(lines):
         for j, image in enumerate(line.numpy()):
             top, start = i * (side + GAP), j * (side + GAP)
@@ -186,25 +190,25 @@ def _draw_pictures(axes: Axes, plan: Plan, group: Group, rows: list[Row]) -> Non
                     ["original", *(TITLES[arm].replace(", ", "\n") for arm in ARMS)])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title(f"{group[0]}, {group[1]} channels, seed {seed}")
+    axes.set_title(f"{title_of(group)}, seed {seed}")
 
 
-def _draw_gaps(axes: Axes, data: str, found: dict[int, dict[str, Analysis]]) -> None:
+def _draw_gaps(axes: Axes, found: dict[Group, dict[str, Analysis]]) -> None:
     """PSNR of the other arms less the wavelet VAE's, of pixels and of bands, with intervals."""
-    series = [(channels, arm) for channels in found for arm in RIVALS]
+    series = [(group, arm) for arm in RIVALS for group in found]
     axes.axhline(0, color=INK, linewidth=1)
-    for place, (channels, arm) in enumerate(series):
-        compared = [found[channels][name].comparisons[arm] for name in PSNR]
+    for place, (group, arm) in enumerate(series):
+        compared = [found[group][name].comparisons[arm] for name in PSNR]
         gaps = np.array([one.difference for one in compared])
-        x = np.arange(len(PSNR)) + (place - (len(series) - 1) / 2) * 0.16
+        x = np.arange(len(PSNR)) + (place - (len(series) - 1) / 2) * 0.8 / max(len(series), 4)
         errors = None
         if all(one.low is not None for one in compared):
             errors = [gaps - [one.low for one in compared], [one.high for one in compared] - gaps]
-        colour = HUES[1 + RIVALS.index(arm)]
-        filled = channels == max(found)
-        axes.errorbar(x, gaps, errors, fmt=MARKERS[1 + RIVALS.index(arm)], color=colour, markersize=5, linewidth=1.2,
-                      markerfacecolor=colour if filled else "white", label=f"{TITLES[arm]}, {channels} channels")
+        axes.errorbar(x, gaps, errors, fmt=MARKERS[1 + RIVALS.index(arm)], color=HUES[1 + RIVALS.index(arm)],
+                      markersize=5.5, linewidth=1.2, fillstyle=FILLS[list(found).index(group) % len(FILLS)],
+                      label=f"{TITLES[arm]}, {group[1]} channels, {group[2]:,} steps")
     axes.set_xticks(range(len(PSNR)), ["pixels", *BANDS])
+    axes.margins(y=0.15)
     axes.set_ylabel("PSNR less wavelet_vae's, dB")
-    axes.set_title(f"{data}: below 0, wavelet_vae is better")
-    axes.legend(fontsize=7.5, ncols=1, labelcolor=MUTED)
+    axes.set_title(f"{next(iter(found))[0]}: below 0, wavelet_vae is better")
+    axes.legend(fontsize=7, labelcolor=MUTED, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)

@@ -86,8 +86,10 @@ class Pool:
         left = len(waiting) - len(errors)
         if left and not self._fill(left):
             log = next((str(worker.paths.stderr) for worker in self.workers.values()), "")
-            reason = no_room(self.folder) or f"no worker could be started that finishes a job, {IDLE_STARTS} were tried"
-            errors |= {key: failure(job, "killed", reason, log) for key, job in waiting.items() if key not in errors}
+            full = no_room(self.folder)
+            reason = full or f"no worker could be started that finishes a job, {IDLE_STARTS} were tried"
+            errors |= {key: failure(job, "disk" if full else "killed", reason, log) for key, job in waiting.items()
+                       if key not in errors}
         return errors
 
     def cancel(self) -> None:

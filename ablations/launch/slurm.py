@@ -140,8 +140,10 @@ class Slurm:
         cause = next((cause for cause, marks in ENDINGS.items() if any(mark in text for mark in marks)), None)
         if raised and cause not in ("timeout", "oom"):      # submitit kept what this process raised
             return failure(job, "error", _last_words(raised), str(raised))
+        if full := no_room(self.runs):
+            return failure(job, "disk", full, str(log))
         cause = _accounted(self.ids.get(job.key, "")) or cause or "killed"
-        return failure(job, cause, no_room(self.runs) or MESSAGES[cause].format(requeues=self.launcher.requeues), str(log))
+        return failure(job, cause, MESSAGES[cause].format(requeues=self.launcher.requeues), str(log))
 
     # -- submitting -----------------------------------------------------------------------------------------------
 

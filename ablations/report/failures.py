@@ -13,6 +13,7 @@ CAUSES = {
     "nan": "loss became not a number",
     "timeout": "ran out of time",
     "killed": "killed from outside",
+    "disk": "no room on the disk",
     "error": "error",
 }
 LAST_LINES = 8

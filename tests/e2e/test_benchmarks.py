@@ -63,8 +63,8 @@ def test_the_latents_agree_in_parameters_at_the_first_width_that_allows_it():
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["data=cifar10"], "cifar10=FOLDER is needed"), (["seeds=a"], "seeds=.* must be whole numbers"),
-    (["pictures=1"], "pictures=1 must be at least 2"),
+    (["data=cifar10"], "cifar10=FOLDER is needed"), (["seeds=0,a"], "seeds=a must be a whole number of at least 0"),
+    (["pictures=1"], "pictures=1 must be a whole number of at least 2"), (["longer=0"], "longer=0 must be"),
 ])
 def test_a_plan_that_cannot_be_followed(words, message):
     with pytest.raises(SettingError, match=message):
@@ -72,19 +72,25 @@ def test_a_plan_that_cannot_be_followed(words, message):
 
 
 def test_latents_are_compared_once(tmp_path, monkeypatch, capsys):
-    words = ["data=shapes", "channels=4", "seeds=0,1", "pictures=160", "report=out/latents.md", *SMALL]
+    words = ["data=shapes", "channels=4", "seeds=0,1", "pictures=160", "longer=8", "report=out/latents.md", *SMALL]
     latents.main(words)
     report = (tmp_path / "out/latents.md").read_text()
-    rows = list(json.loads((tmp_path / "runs/latents.json").read_text()).values())
-    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
-    assert len({row["width"] for row in rows}) == 1
-    for row in rows:                # the stage's own figures, of the same held-out pictures
-        stage = json.loads((Path(row["weights"]).parent / base.RESULT).read_text())["metrics"]
-        assert row["measures"]["psnr"] == pytest.approx(stage["psnr"], abs=1e-3)
-        assert row["measures"]["psnr cD"] == pytest.approx(stage["band_psnr/cD"], abs=1e-3)
-        assert row["measures"]["FD (judge shapes)"] > 0
-    mean = np.mean([row["measures"]["psnr"] for row in rows if row["arm"] == "conv"])
-    assert f"| conv_vae | {rows[1]['parameters']:,} | {mean:.2f} ±" in report
+    kept = json.loads((tmp_path / "runs/latents.json").read_text())
+    trained = []
+    for key, found in kept.items():     # beside the stage's own figures, of the same held-out pictures
+        folder = tmp_path / "runs/stages" / key.split()[0]
+        settings, result = (json.loads((folder / name).read_text()) for name in (base.SETTINGS, base.RESULT))
+        measures, stage = found["measures"], result["metrics"]
+        assert measures["psnr"] == pytest.approx(stage["psnr"], abs=1e-3)
+        assert measures["psnr cD"] == pytest.approx(stage["band_psnr/cD"], abs=1e-3)
+        assert measures["FD (judge shapes)"] > 0
+        arm = next(arm for arm, latent in ARMS.items() if latent.items() <= settings["latent"].items())
+        trained.append((settings["train"]["steps"], settings["seed"], arm, measures["psnr"]))
+        assert settings["latent"]["width"] == 24
+    assert [row[:3] for row in trained] == [(steps, seed, arm) for steps in (6, 8) for seed in (0, 1) for arm in ARMS]
+    mean = np.mean([psnr for steps, _, arm, psnr in trained if arm == "conv" and steps == 6])
+    count = built("conv", 24, channels=4, levels=1, stages=1)
+    assert "## shapes, 4 channels, 8 steps\n" in report and f"| conv_vae | {count:,} | {mean:.2f} ±" in report
     assert (tmp_path / "out/latents.png").stat().st_size < 200_000
 
     monkeypatch.setattr(base, "fit", lambda *a: pytest.fail("trained again"))
