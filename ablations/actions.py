@@ -60,7 +60,8 @@ def _table(entries: list[Entry], states: dict[str, TrialState]) -> Table:
 
 def _remark(found: TrialState) -> str:
     if found.state == "failed":
-        return f"{found.error.get('cause', 'error')}: {str(found.error.get('message', '')).splitlines()[-1][:160]}"
+        said = str(found.error.get("message", "")).splitlines() or ["no message"]
+        return f"{found.error.get('cause', 'error')}: {said[-1][:160]}"
     if found.state == "done" and "fid" in found.result.get("metrics", {}):
         return f"FID {found.result['metrics']['fid']:.3g}"
     return str(found.status.get("phase", "")) if found.state != "waiting" else ""

@@ -28,7 +28,7 @@ class Status:
         if phase == self._phase and state == "running" and now - self._written < 0.5:
             return
         self._phase, self._written = phase, now
-        write_json(self.path, {"state": state, "phase": phase, "pid": os.getpid(), "host": socket.gethostname(),
+        write_json(self.path, {"state": state, "phase": phase, "pid": os.getpid(), "host": host_name(),
                                "time": time.time(), **facts}, durable=False)
 
     def training(self, phase: str, row: dict[str, float], batch: int) -> None:
@@ -36,6 +36,11 @@ class Status:
         left = (row["steps"] - row["step"]) * batch / max(row["images_per_s"], 1e-9)
         facts = {k: row[k] for k in ("step", "steps", "loss", "images_per_s", "psnr") if k in row}
         self(phase, **facts, eta_s=left)
+
+
+def host_name() -> str:
+    """This node as the cluster calls it, or this machine's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -109,7 +109,8 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
     from ablations.watch import Watch
 
     record = record_path(Path(settings.runs_dir), values)
-    with Watch(settings.grid.name, settings.grid.question, settings.launcher.workers, console) as watch:
+    with Watch(settings.grid.name, settings.grid.question, settings.launcher.workers, console,
+               cost=_cost(settings.launcher, settings.threads)) as watch:
         watch.note("checking the settings")
         from ablations.plan import make_plan
         from ablations.session import Detached, Session
@@ -134,6 +135,13 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
 
 
+def _cost(launcher: Any, threads: int | None) -> tuple[int, str]:
+    """What a trial occupies."""
+    if launcher.gpus_per_trial:
+        return launcher.gpus_per_trial * launcher.nodes, "GPU"
+    return (threads or max(1, (os.cpu_count() or 1) // launcher.workers)) * launcher.nodes, "core"
+
+
 def _check_room(settings: Any) -> None:
     """Before anything is trained: can results and the report be written?"""
     from ablations.launch.job import no_room
@@ -141,7 +149,7 @@ def _check_room(settings: Any) -> None:
     places = {"reports_dir": settings.reports_dir} | ({} if settings.action == "report" else {"runs_dir": settings.runs_dir})
     for name, folder in places.items():
         if reason := no_room(Path(folder)):
-            raise SettingError(f"{name}={folder}: {reason}")
+            raise SettingError(f"{name}: {reason}")
 
 
 def _dry_run(settings: Any, values: dict[str, Any], console: Console) -> int:

@@ -14,6 +14,7 @@ from ablations.grid_record import CANCELLED, GridRecord
 from ablations.halving import Halving, halve, halving_of
 from ablations.launch import Job, JobRun, make_backend, run_jobs
 from ablations.launch.job import RESULT
+from ablations.notes import notes_of
 from ablations.plan import Plan, command, commit, hardware
 from ablations.progress import read_json
 from ablations.records import GridOutcome, TrialRecord
@@ -179,6 +180,9 @@ class Session:
         if self._cancelled.exists():
             self.backend.cancel()
             raise Cancelled
+        for key, place in self.backend.places().items():
+            if key in self.trials:
+                self.watch.set_place(key, place)
         self.watch.update()
         for key in self.backend.running() & self.trials.keys() - self.cached if self._tracked else ():
             self.tracker.sync(key)
@@ -282,24 +286,5 @@ class Session:
             name=grid.name, question=grid.question, claim=grid.claim, match=grid.match, decide=decide,
             axes=values_by_setting([arm.values for arm in self.plan.arms]), records=records, judge=self.plan.judge,
             data=data | {"fingerprint": self.plan.facts[self.plan.arms[0].name]["data"]},
-            command=command(), commit=commit(), hardware=hardware(self.plan.threads), notes=self.all_notes(),
+            command=command(), commit=commit(), hardware=hardware(self.plan.threads), notes=[*self.notes, *notes_of(self.settings, self.plan)],
             wall_seconds=time.monotonic() - self.began)
-
-    def all_notes(self) -> list[str]:
-        """Warnings that belong in the report."""
-        notes = list(self.notes)
-        stray = expectations(self.settings.grid.decide, self.plan.arms)[1]
-        if stray:
-            notes.append(f"grid.decide.expect names {', '.join(stray)}, which no arm of this run is: left out.")
-        judge = self.plan.judge
-        if judge["worlds"] and self.settings.data.name not in judge["worlds"]:
-            notes.append(f"Judge {judge['name']} was trained on {', '.join(judge['worlds'])}: on data "
-                         f"{self.settings.data.name} its FID and KID show trends only.")
-        if not judge["verified"]:
-            notes.append(f"Judge {judge['name']}: {judge['weights_file']} is not known as a published file (sha256 "
-                         f"{judge['sha256']}), so what is called FID here is {judge['metric_name']}.")
-        bad = {split: rows for trial in self.plan.trials[:1] for split, rows in
-               ((read_json(self.plan.stages(trial).folder(self.plan.stages(trial).data_key) / RESULT) or {})
-                .get("bad", {}).items()) if rows}
-        notes += [f"{len(rows)} unusable rows of {split} were skipped: {', '.join(rows[:5])}." for split, rows in bad.items()]
-        return notes

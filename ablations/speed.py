@@ -11,6 +11,7 @@ from typing import Any
 from ablations.digests import digest
 from ablations.grid import Trial
 from ablations.progress import read_json
+from ablations.stages import locked
 from eval.latency import SpeedAndMemory, measure_models
 from eval.workers import Loader
 from iris.training.files import write_json
@@ -33,10 +34,12 @@ def measure_speed(trials: Sequence[Trial], runs: Path, threads: int, machine: st
     cached = read_json(kept)
     if cached is not None:
         return cached
-    result = measure_loaders(loaders_of(trials, runs), rounds, warmup, threads)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, result)
-    return result
+    with locked(kept.parent):       # two grids that measure at once would disturb each other
+        cached = read_json(kept)
+        if cached is None:
+            cached = measure_loaders(loaders_of(trials, runs), rounds, warmup, threads)
+            write_json(kept, cached)
+    return cached
 
 
 def measure_loaders(loaders: Mapping[str, Mapping[str, Any]], rounds: int, warmup: int, threads: int) -> dict[str, dict[str, Any]]:

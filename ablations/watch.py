@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class _Row:
     heard: float = -math.inf            # when the status last changed
     said: tuple[str, str] = ("", "")    # state and phase of the last plain line
     said_at: float = -math.inf
+    place: str = ""                     # the node, or why it waits
 
     @property
     def active(self) -> bool:
@@ -63,13 +65,15 @@ class Watch:
         workers: how many trials run at once (for the time left).
         console: rich console; None makes one for standard output. A console that is no terminal gets plain lines.
         every: seconds between two plain lines of a running trial.
+        cost: how many of what a trial occupies, such as (2, "core"): hours of it are counted.
         clock: seconds, monotonic (tests pass their own).
     """
 
     def __init__(self, name: str, question: str = "", workers: int = 1, console: Console | None = None,
-                 every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+                 every: float = 15.0, clock: Callable[[], float] = time.monotonic, cost: tuple[int, str] | None = None) -> None:
         self.console = console or Console()
         self.name, self.question, self.workers, self.every, self.clock = name, question, max(1, workers), every, clock
+        self.cost = cost
         self.plain = not self.console.is_terminal or self.console.is_dumb_terminal
         self._rows: dict[str, _Row] = {}
         self._lock = threading.RLock()      # rich redraws from its own thread
@@ -123,6 +127,11 @@ class Watch:
             self._speak(row)
             if state == "failed" and not self.plain:        # the table has no room for the reason
                 self.console.print(Text.assemble(("failed ", STYLES["failed"]), f"{row.label}: {note}"))
+
+    def set_place(self, key: str, place: str) -> None:
+        """The node that a trial is on, or why it waits."""
+        with self._lock:
+            self._rows[key].place = place
 
     def update(self) -> None:
         """Read every status.json again, and in plain mode print what is due."""
@@ -226,6 +235,13 @@ class Watch:
                 if not row.stage and row.state == "done" and row.started is not None]
         return sum(took) / len(took) if took else None
 
+    def _hours(self) -> str:
+        """What the trials of this invocation have cost until now; nothing below a hundredth."""
+        spans = [(self.clock() if row.ended is None else row.ended) - row.started for row in self._rows.values()
+                 if not row.stage and row.started is not None]
+        hours = sum(spans) / 3600 * self.cost[0] if self.cost else 0.0
+        return f"{hours:.2f} {self.cost[1]}-hours" if hours >= 0.01 else ""
+
     # -- plain lines ----------------------------------------------------------------------------------------------
 
     def _say(self, text: Text) -> None:
@@ -270,6 +286,7 @@ class Watch:
         text = f"{done} of {len(trials)} trials done" if trials else "preparing"
         failed = sum(row.state == "failed" for row in trials)
         text += f", {failed} failed" if failed else ""
+        text += f", {self._hours()}" if self._hours() else ""
         left = self._total_left()
         return Text(text + (f", about {clock_text(left)} left" if left else ""))
 
@@ -303,13 +320,23 @@ class Watch:
         for title, width in (("step", 13 if wide else 11), ("loss", 7 if wide else 6), ("img/s", 6 if wide else 5),
                              ("left", 7 if wide else 6), ("time", 7 if wide else 6)):
             table.add_column(title, width=width, justify="right", no_wrap=True)
+        if nodes := self._nodes():
+            table.add_column("node", width=min(14, max(map(len, nodes))), no_wrap=True, overflow="ellipsis")
         rows, hidden = self._fit(list(self._rows.values()))
         typical = self._typical()
         for row in rows:
-            table.add_row(*self._cells(row, typical), style=STYLES[row.state])
+            table.add_row(*self._cells(row, typical), *([Text(self._node(row))] if nodes else []), style=STYLES[row.state])
         if hidden:
             table.add_row(Text(f"and {hidden} more", style="dim"))
         return table
+
+    def _node(self, row: _Row) -> str:
+        return row.place or str(row.status.get("host", "")) if row.active else ""
+
+    def _nodes(self) -> list[str]:
+        """The nodes to be shown: none when all runs on this machine, or there is no room."""
+        found = [node for row in self._rows.values() if (node := self._node(row))]
+        return found if self.console.width >= WIDE and any(node != socket.gethostname() for node in found) else []
 
     def _fit(self, rows: list[_Row]) -> tuple[list[_Row], int]:
         """The rows that the terminal's height holds: those that run and those that failed before the others."""
@@ -325,7 +352,8 @@ class Watch:
         end = row.ended if row.ended is not None else self.clock()
         time_cell = clock_text(end - row.started) if row.started is not None else blank
         if not row.active:
-            note = Text(row.note, overflow="ellipsis", no_wrap=True) if row.note else blank
+            said = row.note or (row.place if row.state == "waiting" else "")
+            note = Text(said, overflow="ellipsis", no_wrap=True) if said else blank
             return [Text(row.label), row.state, note, blank, blank, blank, blank, time_cell]
         steps, fraction = status.get("steps"), self._fraction(row)
         bar = ProgressBar(total=1.0, completed=fraction) if fraction is not None else blank

@@ -50,8 +50,7 @@ def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
         *(f"- {verdict(group, analysed)}" for group, analysed in found.items()), "",
         f"![reconstructions, and the gap in PSNR by band]({picture.name})", "",
         *(line for group in groups for line in [*table(group, groups[group], found[group]), ""]),
-        f"± and [ ] are 95 % intervals over {len(plan.seeds)} seeds, which change the initial weights, the order of "
-        "the pictures and the posterior's noise; those of the two gaps of a column hold together. PSNR is that of the "
+        f"{intervals(len(plan.seeds))} PSNR is that of the "
         "mean squared error over all pictures; cA, cH, cV and cD are the average and the details of one Haar level, "
         "against the pixels' peak. Fréchet distances are between the reconstructions, in 8 bits, and their originals. "
         + notes(plan, rows), "",
@@ -63,6 +62,14 @@ def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
         "for any of them, and the order of the pictures.", "",
         "## What ran", "", *settings_table(groups), ""]
     path.write_text("\n".join(lines))
+
+
+def intervals(seeds: int) -> str:
+    """What the intervals mean, or why there are none."""
+    if seeds == 1:
+        return "One seed: there is no interval, and how far another seed would lie from these figures is not known."
+    return (f"± and [ ] are 95 % intervals over {seeds} seeds, which change the initial weights, the order of the "
+            "pictures and the posterior's noise; those of the two gaps of a column hold together.")
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:

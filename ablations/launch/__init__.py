@@ -34,6 +34,10 @@ class Backend(Protocol):
         """Keys of the jobs that are being computed."""
         ...
 
+    def places(self) -> dict[str, str]:
+        """Job key -> the node that it is on, or why it waits; nothing where all is on this machine."""
+        ...
+
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:
         """Of the jobs that have no result: what went wrong with those that will not get one."""
         ...

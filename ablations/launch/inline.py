@@ -24,6 +24,10 @@ class Inline:
         """The job that is next."""
         return set(list(self.open)[:1])
 
+    def places(self) -> dict[str, str]:
+        """Nothing: all is on this machine."""
+        return {}
+
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:
         """Run the next job; says what went wrong with it, if anything did."""
         import submitit

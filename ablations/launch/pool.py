@@ -80,6 +80,10 @@ class Pool:
         """Keys of the jobs that workers say they compute, whoever started them."""
         return {slot["job"] for slot in self._slots() if slot.get("job")}
 
+    def places(self) -> dict[str, str]:
+        """Nothing: all is on this machine."""
+        return {}
+
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:
         """What went wrong with jobs that ended without a result."""
         errors = {key: failure(job, "error", "", str(self.logs / f"{key}.log")) for key, job in waiting.items() if job.failed}
@@ -224,6 +228,8 @@ class Worker:
             if self.child == 0:
                 _in_child(job, log)
             self._say(job.key)
+            with contextlib.suppress(OSError):
+                print(f"{job.key}: process {self.child}", flush=True)
             code, late = _wait(self.child, self.given["timeout_s"])
         finally:
             claim.close()                                       # the child has its own copy of the lock

@@ -100,8 +100,8 @@ class Slurm:
         self._ask()
         return {key for key, number in self.ids.items() if (found := self._listed.get(number)) and found.state == "RUNNING"}
 
-    def nodes(self) -> dict[str, str]:
-        """Job key -> the node it is on, or why it waits."""
+    def places(self) -> dict[str, str]:
+        """Job key -> the node that it is on, or why it waits, as squeue says."""
         return {key: found.node or found.reason for key, number in self.ids.items() if (found := self._listed.get(number))}
 
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:

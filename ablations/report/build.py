@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,23 @@ def write_report(outcome: GridOutcome, folder: Path) -> Path:
     page = _page_without_figures(outcome)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _write(page, outcome, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two commands on one grid end at the same time: the second writes when the first has."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(page: dict[str, Any], outcome: GridOutcome, folder: Path) -> Path:
+    figures = folder / "figures"
     for old in figures.glob("*.png"):  # figures of arms or seeds that are gone must not stay beside the new ones
         old.unlink()
     page["charts"] = draw_charts(outcome, page["analysis"], page["styles"], folder)

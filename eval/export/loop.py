@@ -1,7 +1,7 @@
-"""The looped core as a loop in the graph, where a runtime has one: weights and operations once, whatever the iterations.
+"""The looped core as a loop in the graph, for runtimes that have one: everything is there once, whatever the iterations.
 
-Unrolled, r passes are r copies of the core's operations. A runtime then plans, and may repack, each copy by itself: four
-passes cost four times the core's weights in memory, which is what sharing them was to save.
+Unrolled, r passes are r copies of the core's operations. ONNX Runtime then keeps a repacked layout of the weights for
+each copy: four passes take four times the core's weights in memory, which is what sharing them was to save.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class LoopedGenerator(Generator):
         def body(state: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
             return self._pass(0, state, given, signal, prepared, text.mask), signal.new_zeros(1)
 
-        last, _ = scan(body, state.clone(), signals)        # a start that is also read inside may not be the same tensor
+        last, _ = scan(body, state.clone(), signals)        # scan refuses a start that is also read inside
         return last, []
 
 
 def looped(part: ExportPart) -> ExportPart:
-    """``part`` with the passes through a shared core as one loop; any other part, and passes of their own, as they are."""
+    """``part`` with the passes through a shared core as one loop; a part without such passes as it is."""
     inner = part.module
     if not (isinstance(inner, GeneratorPart) and inner.iterations > 1 and inner.generator.config.depth.share):
         return part

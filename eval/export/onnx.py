@@ -28,6 +28,7 @@ from iris.errors import require_choice
 DTYPES = ("fp32", "fp16", "int8")
 MANIFEST = "manifest.json"
 OPSET = 20
+ERRORS = 3          # ONNX Runtime's level of logging; it warns of what it cannot fold in half precision
 INTEGER_PRODUCT = "MatMulInteger"
 
 
@@ -44,8 +45,8 @@ class Agreement:
 
 
 def export_onnx(
-    parts: Mapping[str, ExportPart], folder: Path | str, dtypes: str | Sequence[str] = "fp32", *, scan: str = "doubling",
-    loop: bool = True,
+    parts: Mapping[str, ExportPart], folder: Path | str, dtypes: str | Sequence[str] = "fp32", *,
+    scan: str = "doubling", loop: bool = True,
 ) -> dict[str, Any]:
     """Write each part in each of ``dtypes`` to ``folder``: <part>.<dtype>.onnx, its weights in a .data file beside it.
 
@@ -209,7 +210,7 @@ def agreement(part: ExportPart, path: Path) -> Agreement:
         ValueError: PyTorch's output, or the file's, is not finite.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), ERRORS
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: x.numpy() for name, x in zip(part.input_names, part.inputs, strict=True)})
     worst = Agreement(0.0, 0.0)

@@ -60,6 +60,7 @@ class OrtPipeline:
         self.tokenise = load_tokeniser(about["text"], self.folder)
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
+        self._options.log_severity_level = 3       # errors; it warns of what it cannot fold in half precision
         self._options.enable_cpu_mem_arena = arena
         self._options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -137,7 +138,7 @@ class OrtPipeline:
         return unconditional + np.float32(scale) * (conditional - unconditional)
 
     def run(self, part: str, *inputs: np.ndarray) -> list[np.ndarray]:
-        """Outputs of a part for any number of rows: as many runs of the file's batch as it takes, the last one filled up."""
+        """Outputs of a part for any number of rows, in runs of the file's batch, the last of them filled up."""
         session = self.session(part)
         names = [given.name for given in session.get_inputs()]
         count, batch = len(inputs[0]), session.get_inputs()[0].shape[0]
@@ -193,7 +194,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise SettingError(f"model={path.parent}: {path.name} is not one that export_pipeline wrote ({error})") from error
+        raise SettingError(f"model={path.parent}: {path.name} is not what export_pipeline writes ({error})") from error
 
 
 def make_parser() -> argparse.ArgumentParser:

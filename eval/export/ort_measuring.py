@@ -1,4 +1,4 @@
-"""What measuring processes load of an exported pipeline: the whole or a part, as functions of no arguments, no PyTorch."""
+"""What measuring processes load of an exported pipeline, without PyTorch: all or a part, as functions of no arguments."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _part(pipeline: OrtPipeline, name: str, captions: list[str], sampling: dict[
 def _inputs(pipeline: OrtPipeline, name: str, count: int) -> list[np.ndarray]:
     """Drawn inputs of a part for ``count`` images; a mask that hides nothing."""
     draws = np.random.default_rng(0)
-    shapes = [(given.type, (count, *given.shape[1:])) for given in pipeline.session(name).get_inputs()]
-    return [np.ones(shape, bool) if kind == "tensor(bool)" else draws.random(shape, np.float32) for kind, shape in shapes]
+    given = [(each.type, (count, *each.shape[1:])) for each in pipeline.session(name).get_inputs()]
+    return [np.ones(shape, bool) if kind == "tensor(bool)" else draws.random(shape, np.float32) for kind, shape in given]
 
 
 def _function(run: Callable[[], Any], weights_bytes: int, count: int) -> Callable[[], Any]:

@@ -77,7 +77,7 @@ class TextPart(nn.Module):
 
 
 class GeneratorPart(nn.Module):
-    """One evaluation: z [B, C, h, w], t [B], tokens [B, L, W], mask bool [B, L], pooled [B, W] -> velocity [B, C, h, w].
+    """One evaluation: z [B, C, h, w], t [B], tokens [B, L, W], mask bool [B, L], pooled [B, W] -> velocity, as z.
 
     The number of passes through the core is fixed.
     """
@@ -134,8 +134,8 @@ def parts_of(
         text_length: tokens of a preset's text; a pipeline's come from its encoder.
 
     Raises:
-        SettingError: a size that the latent's factor does not divide, iterations that the generator cannot have, weights
-            not in float32, or a generator that carries its state (its first evaluation is another function).
+        SettingError: a size that the latent's factor does not divide, iterations that the generator cannot have,
+            weights not in float32, or a generator that carries its state (its first evaluation is another function).
         ValueError: batch or text_length below 1.
     """
     if batch < 1 or text_length < 1:
@@ -172,8 +172,8 @@ def parts_of(
 def export_friendly(scan: str = "doubling") -> Iterator[None]:
     """Inside, torch.export meets forms that every runtime has operators for, with the same weights and results.
 
-    The recurrence is traced as ``scan``: ``doubling``, a log-depth scan whose graph stays small, or ``chunked``, as eager
-    PyTorch computes it. The Fourier transform is a product with real matrices in any case, see ``iris.mixers.dft``.
+    The recurrence is traced as ``scan``: ``doubling``, a log-depth scan whose graph stays small, or ``chunked``, as
+    eager PyTorch computes it. The Fourier transform is a product with real matrices anyway, see ``iris.mixers.dft``.
 
     Raises:
         SettingError: an unknown form.
@@ -183,7 +183,7 @@ def export_friendly(scan: str = "doubling") -> Iterator[None]:
 
 
 def decoding_only(latent: Latent, example: Tensor) -> nn.Module:
-    """A copy of ``latent`` that shares the weights that decoding ``example`` reads, without the parts that only encode."""
+    """A copy of ``latent`` without the parts that only encode; it shares the weights that decoding ``example`` reads."""
     called: set[nn.Module] = set()
     hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in latent.modules()]
     try:
@@ -215,7 +215,7 @@ def _generator_and_text(model: IrisPipeline | IrisModel) -> tuple[nn.Module, Tex
 def _check(generator: nn.Module, iterations: int | None) -> int:
     config = generator.config
     if config.depth.carry:
-        raise SettingError("depth.carry=true cannot be exported: the first evaluation is another function than the others")
+        raise SettingError("depth.carry=true cannot be exported: its first evaluation is another function than the rest")
     if iterations is None:
         return config.iterations
     if iterations < 1 or not config.depth.share and iterations != config.iterations:

@@ -39,7 +39,8 @@ def load_tokeniser(values: Mapping[str, Any], folder: Path) -> Tokeniser:
         return _clip(folder / TOKENIZER)
     if name == "drawn clip":
         return _drawn(values["vocab_size"], values["length"])
-    raise SettingError(f"model.text={name!r} cannot be tokenised without PyTorch; allowed: words, labels, clip, drawn clip")
+    raise SettingError(f"model.text={name!r} cannot be tokenised without PyTorch; "
+                       "allowed: words, labels, clip, drawn clip")
 
 
 def _words(words: Sequence[str], length: int) -> Tokeniser:

@@ -2,9 +2,10 @@
 # A real Slurm of four nodes on this machine, for tests: slurmctld, four slurmd, munge, stand-in GPUs; no systemd, no cgroups.
 #   cluster.sh up none|dbd DIR    then: export SLURM_CONF=DIR/slurm.conf
 #   cluster.sh down x DIR       cluster.sh node NAME DIR: start the node of that name again
-# "dbd" adds accounting: slurmdbd with MariaDB. Needs root and Debian's packages, which it installs.
+# "dbd" adds accounting: slurmdbd with MariaDB. Needs root and Debian's packages, which it installs. SLURM_PORT is the first of
+# ten ports, so that several clusters may run at once.
 set -euo pipefail
-ACT=$1; MODE=$2; D=$3; N=4; export SLURM_CONF=$D/slurm.conf
+ACT=$1; MODE=$2; D=$3; N=4; PORT=${SLURM_PORT:-16810}; export SLURM_CONF=$D/slurm.conf
 poll(){ for _ in $(seq 300); do eval "$1" >/dev/null 2>&1 && return 0; sleep 0.1; done; echo "timeout: $1" >&2; return 1; }
 start_node(){
   if unshare -m true 2>/dev/null; then unshare -m sh -c "mount --bind $D/hosts /etc/hosts; exec slurmd -N $1"
@@ -14,7 +15,7 @@ if [ "$ACT" = down ]; then
   for p in $D/slurmd.*.pid $D/slurmctld.pid $D/slurmdbd.pid; do [ -s "$p" ] && kill "$(cat $p)" 2>/dev/null || true; done
   for p in $D/slurmd.*.pid $D/slurmctld.pid $D/slurmdbd.pid; do [ -s "$p" ] && poll "! kill -0 $(cat $p)" || true; done
   [ -s $D/run/my.pid ] && kill "$(cat $D/run/my.pid)" && poll "[ ! -e $D/run/my.pid ]"
-  [ -s $D/munged.started ] && kill "$(cat /run/munge/munged.pid)"; exit 0
+  if [ -s $D/munged.started ] && ! pgrep -x slurmctld >/dev/null; then kill "$(cat /run/munge/munged.pid)"; fi; exit 0
 fi
 PK="slurm-wlm munge"; [ $MODE = dbd ] && PK="$PK slurmdbd slurm-wlm-mysql-plugin mariadb-server"
 dpkg -s $PK >/dev/null 2>&1 || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get ${APT_OPTS:-} install -y -qq --no-install-recommends $PK >/dev/null; }
@@ -34,8 +35,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
 JobRequeue=1
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$PORT
+SlurmdPort=$((PORT+1))
 StateSaveLocation=$D/state
 SlurmdSpoolDir=$D/spool.%n
 SlurmctldPidFile=$D/slurmctld.pid
@@ -64,12 +65,12 @@ C
 if [ $MODE = dbd ]; then cat >> $D/slurm.conf <<C
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=16819
+AccountingStoragePort=$((PORT+2))
 AccountingStorageTRES=gres/gpu
 C
 else echo AccountingStorageType=accounting_storage/none >> $D/slurm.conf; fi
 for i in $(seq 0 $((N-1))); do G="Gres=gpu:2"; [ $i = 3 ] && G=""
- echo "NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((17001+i)) CPUs=4 RealMemory=4000 $G State=UNKNOWN" >> $D/slurm.conf; done
+ echo "NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((PORT+3+i)) CPUs=4 RealMemory=4000 $G State=UNKNOWN" >> $D/slurm.conf; done
 cat >> $D/slurm.conf <<C
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=5 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -85,7 +86,7 @@ if [ $MODE = dbd ]; then
   cat > $D/slurmdbd.conf <<C
 AuthType=auth/munge
 DbdHost=localhost
-DbdPort=16819
+DbdPort=$((PORT+2))
 SlurmUser=root
 LogFile=$D/log/slurmdbd.log
 PidFile=$D/slurmdbd.pid

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,16 @@ def _missing() -> str:
     return ""
 
 
+def _free_ports(count: int = 10) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
 @pytest.fixture(scope="session", params=["none", "dbd"], ids=["no accounting", "accounting"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Folder of a running cluster; its configuration is in the environment."""
@@ -32,8 +45,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Path]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     folder.chmod(0o755)                     # the database's user has to reach its files
-    started = subprocess.run(["bash", str(SCRIPT), "up", request.param, str(folder)], capture_output=True, text=True, check=False)
     before = dict(os.environ)
+    os.environ["SLURM_PORT"] = str(_free_ports())
+    started = subprocess.run(["bash", str(SCRIPT), "up", request.param, str(folder)], capture_output=True, text=True, check=False)
     os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"),
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
     try:
@@ -41,7 +55,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Path]:
             pytest.skip(f"Slurm cannot be started here: {(started.stderr.strip().splitlines() or ['no message'])[-1]}")
         yield folder
     finally:
-        subprocess.run(["scancel", "--user=root"], capture_output=True, check=False)
+        if not started.returncode:
+            subprocess.run(["scancel", "--user=root"], capture_output=True, check=False)
         subprocess.run(["bash", str(SCRIPT), "down", "x", str(folder)], capture_output=True, check=False)
         os.environ.clear()
         os.environ |= before

@@ -1,9 +1,13 @@
-"""A grid in miniature, for tests that kill it: a cached stage and trials of a small network, of the parts that trials are made of."""
+"""A grid in miniature, for tests that kill it: a cached stage and trials of a small network, made of the parts of real ones."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import OptimiserSettings
 
 TRIALS, STEPS, ROWS, WIDTH, BATCH = 4, 60, 1 << 16, 64, 32
+PATIENCE = 600.0        # seconds that a loaded machine may take for anything
 
 
 class Shared(Stages):
@@ -79,7 +84,8 @@ def drive(root: Path) -> int:
     """The command: run what is missing. 0 when all trials have a result."""
     plan = {"root": str(root), "threads": 1, "settings": {}}
     made = Job("prepare", stage, plan, root / "stages" / "prepare")
-    jobs = [Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,)) for seed in range(TRIALS)]
+    jobs = [Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,))
+            for seed in range(TRIALS)]
     errors: list[dict[str, str]] = []
     run = JobRun([made, *jobs], pool.Pool(launcher(workers=2, timeout_min=30), root, 1), lambda job: None,
                  lambda job, error: errors.append(error) if error else None)
@@ -87,3 +93,41 @@ def drive(root: Path) -> int:
     run_jobs(run, lambda: None)
     print(*errors, sep="\n", flush=True)
     return 1 if errors else 0
+
+
+def results(root: Path) -> list[dict[str, str]]:
+    """Metrics of all trials."""
+    return [json.loads((root / "trials" / str(seed) / "result.json").read_text())["metrics"] for seed in range(TRIALS)]
+
+
+class Driver:
+    """The command in a fork of this process, which has imported everything already; what it says goes to ``log``."""
+
+    def __init__(self, root: Path, log: Path | None = None) -> None:
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                sys.stdout = sys.stderr = open(log or root.with_suffix(".log"), "a", buffering=1)      # not pytest's
+                code = drive(root)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        """Its exit code, minus the signal that ended it, or None."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code
+
+    def wait(self) -> int:
+        """Its exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self.poll() is None:
+            assert time.monotonic() < deadline, "the grid does not go on"
+            time.sleep(0.02)
+        return self.code

@@ -9,11 +9,9 @@ import json
 import os
 import random
 import signal
-import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,59 +19,14 @@ import numpy as np
 import psutil
 import pytest
 import small_grid
+from small_grid import PATIENCE, Driver, results
 
 from ablations.progress import read_json
 from iris.training.checkpoint import load_tensors
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]     # the reference is shared
 KILLS = int(os.environ.get("IRIS_KILLS", "6"))
 PROCESSES = ("driver", "controller", "worker", "job")
-PATIENCE = 300.0        # seconds that a loaded machine may take for anything
-
-
-@pytest.fixture(scope="module", autouse=True)
-def importable() -> Iterator[None]:
-    """Workers find the jobs."""
-    with pytest.MonkeyPatch.context() as patch:
-        folders = [ROOT, ROOT / "tests" / "ablations", Path(__file__).parent]
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
-        yield
-
-
-class Driver:
-    """The command in a fork of this process, which has imported everything already."""
-
-    def __init__(self, root: Path) -> None:
-        self.code: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.setsid()
-                log = os.open(root.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                code = small_grid.drive(root)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-
-    def poll(self) -> int | None:
-        """Its exit code, minus the signal that ended it, or None."""
-        if self.code is None:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if done else None
-        return self.code
-
-    def wait(self) -> int:
-        """Its exit code."""
-        deadline = time.monotonic() + PATIENCE
-        while self.poll() is None:
-            assert time.monotonic() < deadline, "the grid does not go on"
-            time.sleep(0.02)
-        return self.code
 
 
 @dataclass
@@ -84,9 +37,6 @@ class Grid:
 
     def trials(self) -> list[Path]:
         return [self.root / "trials" / str(seed) for seed in range(small_grid.TRIALS)]
-
-    def results(self) -> list[dict]:
-        return [json.loads((folder / "result.json").read_text())["metrics"] for folder in self.trials()]
 
     def steps(self, folder: Path) -> list[tuple[int, int]]:
         """(step, process) in the order in which they were computed."""
@@ -210,7 +160,7 @@ def test_a_grid_that_is_not_killed_trains_each_step_once(whole):
     check_files(grid)
     check_trained_once(grid, kills=0)
     assert len((grid.root / "stages" / "numbers" / "made").read_text().splitlines()) == 1
-    assert len({tuple(result.items()) for result in grid.results()}) == small_grid.TRIALS
+    assert len({tuple(result.items()) for result in results(grid.root)}) == small_grid.TRIALS
 
 
 def test_any_process_killed_at_any_moment(whole, tmp_path):
@@ -231,7 +181,7 @@ def test_any_process_killed_at_any_moment(whole, tmp_path):
             assert wanted or code == 0, grid.root.with_suffix(".log").read_text()
             if code == 0:
                 break
-        assert grid.results() == reference.results()
+        assert results(grid.root) == results(reference.root)
         check_trained_once(grid, kills)
         if done == KILLS:
             print(f"{done} kills of {number + 1} grids in {seconds:.0f} s each:", *sorted(killed.items()), sep="\n")

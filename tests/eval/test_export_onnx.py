@@ -175,7 +175,8 @@ def test_smaller_numbers_make_smaller_files(folder):
 
 def test_only_linear_layers_are_quantised(folder):
     folder, parts, manifest = folder
-    part, counts = parts["generator"], {e["dtype"]: e["products"] for e in manifest["files"] if e["part"] == "generator"}
+    part = parts["generator"]
+    counts = {e["dtype"]: e["products"] for e in manifest["files"] if e["part"] == "generator"}
     linear = [module for module in part.module.modules() if isinstance(module, torch.nn.Linear)]
     model = onnx.load(folder / "generator.fp32.onnx")
     # the injection is a linear layer too, and with it, input and output keep their precision

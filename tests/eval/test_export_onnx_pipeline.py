@@ -1,4 +1,4 @@
-"""Text to image in ONNX Runtime without PyTorch: the shipped model's images, the command, memory, and what is refused."""
+"""Text to image in ONNX Runtime without PyTorch: the shipped model's images, the command, memory, what is refused."""
 
 import json
 import os
@@ -165,15 +165,16 @@ def test_it_never_imports_pytorch(small):
 
 
 def test_the_command_writes_an_image(small, tmp_path):
-    done = python("-m", "eval.export.ort", str(small[1]), "a red circle", "--out", str(tmp_path / "x.png"), "--seed", "3")
+    out = tmp_path / "x.png"
+    done = python("-m", "eval.export.ort", str(small[1]), "a red circle", "--out", str(out), "--seed", "3")
     assert done.returncode == 0, done.stderr
     expected = OrtPipeline(small[1])(["a red circle"], seed=3)[0]
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["{folder}", "a circle", "--dtype", "int4"], "text.int4.onnx is missing; export it with dtypes=int4"),
-    (["{folder}/nothing", "a circle"], "pipeline.json is not one that export_pipeline wrote"),
+    (["{folder}/nothing", "a circle"], "pipeline.json is not what export_pipeline writes"),
     (["{folder}", "a circle", "--steps", "0"], "steps=0 must be at least 1"),
     (["{folder}", "a circle", "--threads", "0"], "threads=0 must be at least 1"),
     (["{folder}", "a circle", "--seed", "-1"], "argument --seed: -1 must be at least 0"),

@@ -1,0 +1,19 @@
+"""What several end-to-end tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def importable() -> Iterator[None]:
+    """Workers find the jobs of ``small_grid``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "ablations", Path(__file__).parent))))
+        yield

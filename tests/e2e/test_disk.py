@@ -1,0 +1,103 @@
+"""A disk that is full or only read: a clear error, nothing lost, and the same command goes on when there is room."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_grid import TRIALS, Driver, results
+from test_command import command
+
+from ablations import actions
+from ablations.compose import composed
+from ablations.grid_record import Entry, GridRecord, record_path
+from ablations.launch.job import no_room
+from ablations.run import main
+from iris.settings import plain_values
+
+GRID = ("grid=mixers", "scale=smoke", "threads=1")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a disk of its own with these options of mount, at tmp/runs."""
+    place = tmp_path / "runs"
+
+    def mount(options: str) -> Path:
+        place.mkdir(exist_ok=True)
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False,
+                                          capture_output=True).returncode:
+            pytest.skip("mounting a disk needs root and the right to mount")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
+
+
+def fill(place: Path, free: int) -> Path:
+    """A file that leaves ``free`` bytes on the disk."""
+    filler = place / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(place).free - free))
+    return filler
+
+
+def test_room_is_told_before_a_folder_is_made(disk, tmp_path):
+    assert no_room(tmp_path / "new" / "runs") == "" and not (tmp_path / "new").exists()
+    place = disk("size=1m")
+    fill(place, 4096)
+    assert no_room(place / "new") == f"{place / 'new'} cannot be written: No space left on device"
+    assert [path.name for path in place.iterdir()] == ["filler"]
+
+
+def test_a_runs_folder_that_is_only_read(disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    place = disk("size=1m")
+    values = plain_values(composed([*GRID, f"runs_dir={place}", "action=status"]))
+    GridRecord("mixers", "Which?", "", "local", 1, [Entry("aaaa", "grfm, seed 0", "trials/aaaa", "grfm")], []).save(
+        record_path(place, values))
+    (place / "trials" / "aaaa").mkdir(parents=True)
+    (place / "trials" / "aaaa" / "claim").touch()
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    assert main([*GRID, f"runs_dir={place}"]) == 2
+    told = capsys.readouterr().err
+    assert told == f"error: runs_dir: {place} cannot be written: Read-only file system\n"
+    assert not (tmp_path / "reports").exists() and not (tmp_path / "mlflow.db").exists()
+    assert main([*GRID, f"runs_dir={place}", "action=status"]) == 0         # looking still works
+    assert "1 trials: 1 waiting" in capsys.readouterr().out
+
+
+def test_trials_on_a_full_disk_fail_and_go_on_when_there_is_room(disk, importable):
+    place = disk("size=64m")
+    assert Driver(place / "whole").wait() == 0
+    fuller = place / "grid"
+    fuller.mkdir()
+    filler = fill(place, 20_000_000)            # the stage needs 17 MB, each trial a few
+    driver = Driver(fuller, log=place.parent / "said")
+    assert driver.wait() == 1
+    told = (place.parent / "said").read_text()
+    assert "'cause': 'disk'" in told and "no space left" in told.lower()
+    done = [folder.name for folder in (fuller / "trials").glob("*") if (folder / "result.json").exists()]
+    filler.unlink()
+    assert Driver(fuller, log=place.parent / "said").wait() == 0
+    assert results(fuller) == results(place / "whole") and len(done) < TRIALS
+
+
+def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk, tmp_path):
+    place = disk("size=48m")
+    one = (*GRID, "grid.axes={model.mixer: [grfm]}", "train.checkpoint_seconds=0", "track.models_mb=0")
+    filler = fill(place, 6_500_000)             # shared work needs 5 MB
+    said = command(tmp_path, *one)
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert ": disk: " in said.stdout and "no space left" in said.stdout.lower()
+    assert "no room on the disk" in (tmp_path / "reports" / "mixers" / "report.md").read_text()
+    filler.unlink()
+    said = command(tmp_path, *one)
+    assert said.returncode == 0, said.stdout + said.stderr
+    folder = next((place / "trials").glob("*"))
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 12 and not (folder / "error.json").exists()
