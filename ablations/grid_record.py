@@ -58,7 +58,8 @@ class GridRecord:
         """Write it. What was cancelled before is not any more."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(CANCELLED).unlink(missing_ok=True)
-        write_json(path, asdict(self))
+        if asdict(self) | {"driver": None} != (read_json(path) or {}) | {"driver": None}:
+            write_json(path, asdict(self))
 
 
 def record_path(runs: Path, values: Mapping[str, Any]) -> Path:

@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_is_reported(ran, tmp_path):
     assert [row["state"] for row in rows] == ["failed"] * 3 and all(row["fid"] == "" for row in rows)
     page = (tmp_path / "reports" / "loss_weight" / "report.md").read_text()
     assert "loss became not a number" in page and "train.learning_rate" in page
-    logs = re.findall(r"runs/logs/\S+?\.err", page)
+    logs = re.findall(r"runs/logs/\S+?\.(?:log|err)", page)
     assert logs and all((tmp_path / log).is_file() for log in logs)
     for row in rows:
         error = json.loads((tmp_path / "runs" / "trials" / row["key"] / "error.json").read_text())
@@ -351,7 +351,7 @@ def test_pictures_that_cannot_be_read(tmp_path, monkeypatch):
     assert "Traceback" not in done.stderr and "Traceback" not in done.stdout
     message = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "data.max_bad allows 1.00%" in message and "row 0" in message and "unreadable" in message
-    assert not (tmp_path / "runs" / "trials").exists() and not (tmp_path / "reports").exists()
+    assert not list((tmp_path / "runs" / "trials").glob("*/result.json")) and not (tmp_path / "reports").exists()
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
