@@ -163,6 +163,11 @@ def flops(settings: dict[str, Any]) -> float:
     return _counted(_flops, settings)
 
 
+def network_of(settings: dict[str, Any]) -> str:
+    """Names what one image takes of trial settings: the network and how it is sampled, not how it was trained."""
+    return digest([settings["data"]["size"], settings["sample"], *(settings[group] for group in BUILT)])
+
+
 def _counted(count: Callable[[dict[str, Any]], float], settings: dict[str, Any]) -> float:
     """``count(settings)``, once for all settings of the same generator: a grid over seeds and rates builds it once."""
     built = json.dumps([count.__name__, settings["data"]["size"], *(settings[group] for group in BUILT)], sort_keys=True)

@@ -15,7 +15,7 @@ from ablations.halving import Halving, halve, halving_of
 from ablations.launch import Job, JobRun, make_backend, run_jobs
 from ablations.launch.job import RESULT
 from ablations.notes import notes_of
-from ablations.plan import Plan, command, commit, hardware
+from ablations.plan import Plan, command, commit, hardware, network_of
 from ablations.progress import read_json
 from ablations.records import GridOutcome, TrialRecord
 from ablations.settings import Settings
@@ -52,7 +52,7 @@ class Session:
         self._tracked = False
         self.began = time.monotonic()
         self.backend = make_backend(settings.launcher, plan.runs, plan.threads)
-        self._cancelled = record.with_suffix(CANCELLED)
+        self._cancelled = record.with_suffix(CANCELLED) if settings.action != "report" else None
         if settings.action != "report":         # which also reads what lies on a disk that cannot be written
             GridRecord.of(plan, settings.grid.name, settings.grid.question, command(), settings.launcher.name).save(record)
 
@@ -146,9 +146,10 @@ class Session:
         """Run jobs to their end; an interrupt is answered as the settings or the person say."""
         if not listed:
             return
-        run = JobRun(listed, self.backend, self._started, self._ended)
+        run = None
         while True:
             try:
+                run = run or JobRun(listed, self.backend, self._started, self._ended)
                 return run_jobs(run, self._tick)
             except Cancelled:
                 raise
@@ -177,7 +178,7 @@ class Session:
                 self.tracker.trial_started(job.key)
 
     def _tick(self) -> None:
-        if self._cancelled.exists():
+        if self._cancelled and self._cancelled.exists():
             self.backend.cancel()
             raise Cancelled
         for key, place in self.backend.places().items():
@@ -212,18 +213,19 @@ class Session:
     # -- measuring ------------------------------------------------------------------------------------------------
 
     def _speed(self) -> dict[str, dict[str, Any]]:
-        """Speed and memory by arm, from one finished trial of each, the baseline first."""
+        """Speed and memory by arm, the baseline first, from one finished trial of each network: training changes neither."""
         chosen: dict[str, Trial] = {}
+        networks: dict[str, Trial] = {}
         for trial in self.plan.trials:
             if (self.plan.folder(trial) / RESULT).exists():
-                chosen.setdefault(trial.arm, trial)
+                chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
         if not chosen:
             return {}
-        self.watch.note(f"measuring speed and memory of {len(chosen)} models, interleaved, one thread each")
+        self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
         if self.settings.launcher.name == "slurm":
-            measured = self._speed_on_node(list(chosen.values()))
+            measured = self._speed_on_node(list(networks.values()))
         else:
-            measured = self._speed_here(list(chosen.values()))
+            measured = self._speed_here(list(networks.values()))
         contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
         if contended:
             self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")

@@ -36,7 +36,7 @@ def main() -> None:
     trials = int(next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("trials=")), 1000))
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="grid-engine-") as folder:
-        rows = {name: in_process(name, trials, folder) for name in ("plan", "submit", "look", "status", "report", "driver")}
+        rows = {name: in_process(name, trials, f"{folder}/{name}") for name in ("plan", "submit", "look", "status", "report", "driver")}
         parts = overhead(Path(folder) / "grid")
     text = page(trials, {name: row for name, row in rows.items() if row}, parts, load)
     Path(__file__).with_suffix(".md").write_text(text)
@@ -195,11 +195,14 @@ def status(trials: int, folder: str) -> dict[str, Any]:
     for number, trial in enumerate(planned.trials):
         _made_up(planned.folder(trial), number)
     row: dict[str, Any] = {}
-    command = [sys.executable, "-m", "ablations.run", *words(trials, folder), "action=status"]
+    code = ("import re, sys; from ablations.run import main; main(sys.argv[1:]); "
+            "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])")
     with measured(row):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    counted = next(line for line in done.stdout.splitlines() if line.startswith(f"{len(planned.trials)} trials: "))
-    return row | {"note": counted.partition(";")[0], "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
+        done = subprocess.run([sys.executable, "-c", code, *words(trials, folder), "action=status"], cwd=ROOT, capture_output=True,
+                              text=True, check=True)
+    lines = done.stdout.splitlines()
+    counted = next(line for line in lines if line.startswith(f"{len(planned.trials)} trials: "))
+    return row | {"note": counted.partition(";")[0], "peak_mb": int(lines[-1]) / 1024}
 
 
 def _made_up(folder: Path, number: int) -> None:

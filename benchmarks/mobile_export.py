@@ -196,13 +196,18 @@ def mixers(plan: Plan) -> None:
                      lambda name=name, side=side, dtype=dtype: mixer_row(plan.work, name, side, dtype))
 
 
+def mixer_part(name: str, side: int) -> ExportPart:
+    """A mixer alone on a square grid of tokens, every weight drawn and none zero."""
+    mixer = redraw(initialise(build_mixer(name, MIXER_DIM, heads=MIXER_HEADS), 0))
+    x = torch.randn(1, side, side, MIXER_DIM, generator=addressed("mixer", side))
+    return ExportPart(name, mixer, (x,), ("x",), ("y",))
+
+
 def mixer_row(work: Path, name: str, side: int, dtype: str) -> dict[str, Any]:
     """Agreement of one mixer, or what failed, in the words of what raised it."""
     from eval.export.executorch import agreement, lower, operators_of, run_file
 
-    mixer = redraw(initialise(build_mixer(name, MIXER_DIM, heads=MIXER_HEADS), 0))
-    x = torch.randn(1, side, side, MIXER_DIM, generator=addressed("mixer", side))
-    part, path = ExportPart("mixer", mixer, (x,), ("x",), ("y",)), work / "mixer.pte"
+    part, path = mixer_part(name, side), work / "mixer.pte"
     row = {"mixer": name, "side": side, "dtype": dtype, "failed": ""}
     try:
         edge = lower({"forward": part}, dtype)
@@ -217,14 +222,18 @@ def mixer_row(work: Path, name: str, side: int, dtype: str) -> dict[str, Any]:
 
 
 def coreml(plan: Plan) -> None:
-    """Convert the parts of the smallest preset, the generator in its three passes."""
+    """Convert every mixer, and the parts of the smallest preset, the generator in its three passes."""
     try:
         from eval.export.coreml import convert_coreml
     except ImportError:
         print("coreml: coremltools is not installed, so nothing is converted")
         return
+    for name in MIXERS:
+        once(plan, f"coreml-mixer-{name}", lambda name=name: convert_coreml(mixer_part(name, 16)).as_dict())
+    wanted = [f"coreml-{plan.presets[0]}-{name}" for name in ("text", "start", "pass", "read", "decoder")]
+    if all((rows_folder(plan) / f"{name}.json").exists() for name in wanted):
+        return
     parts = parts_of(drawn(plan.presets[0]))
-    wanted = [parts["text"], *generator_in_passes(parts["generator"]), parts["decoder"]]
-    for part in wanted:
+    for part in [parts["text"], *generator_in_passes(parts["generator"]), parts["decoder"]]:
         once(plan, f"coreml-{plan.presets[0]}-{part.name}",
              lambda part=part: {"preset": plan.presets[0]} | convert_coreml(part).as_dict())

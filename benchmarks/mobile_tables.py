@@ -176,7 +176,7 @@ def coreml_table(rows: Rows) -> Table | None:
     """What converts."""
     if not rows.coreml:
         return None
-    lines = [Row(f"{one['preset']}, {one['part']}", [
+    lines = [Row(f"{one['preset']}, {one['part']}" if "preset" in one else f"mixer {one['part']}", [
         Cell(one["status"], kind="" if one["converted"] else "target-fail"),
         Cell(str(sum(one["operations"].values()) or DASH)), cell(one["size"] / 1e6 or None)]) for one in rows.coreml]
     return Table([("Core ML", "fp16"), ("operations", ""), ("package", "MB")], lines)

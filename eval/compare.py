@@ -180,7 +180,7 @@ def print_comparison(a: Results, b: Results, found: Comparison, speed: dict[str,
     print_table(Table("B - A", head, rows, note), console)
     equal = [one.metric for one in found.differences if one.verdict == EQUAL]
     if equal:
-        console.print(Text(f"equal on every image: {', '.join(equal)}"), soft_wrap=True)
+        console.print(Text(f"equal in every pair: {', '.join(equal)}"), soft_wrap=True)
     for name, why in found.refused.items():
         console.print(Text(f"not compared: {name}: {why}"), soft_wrap=True)
     if speed is not None:
@@ -200,8 +200,9 @@ def difference_cells(one: Any) -> list[str]:
 def speed_line(speed: dict[str, SpeedAndMemory]) -> str:
     """The ratio of the latencies in words."""
     one, first = speed["B"].latency, speed["A"].latency
-    text = (f"latency of one image, B / A: {one.ratio_to_first:.3f} (quartiles {one.ratio_q1:.3f} to {one.ratio_q3:.3f} "
-            f"of {one.n} rounds in turn); A {first.median_ms:.1f} ms, B {one.median_ms:.1f} ms on {one.threads} thread(s)")
+    text = (f"latency of one image, B / A: {one.ratio_to_first:.3f} (quartiles {one.ratio_q1:.3f} to "
+            f"{one.ratio_q3:.3f} of {one.n} rounds in turn); A {first.median_ms:.1f} ms, B {one.median_ms:.1f} ms on "
+            f"{one.threads} thread(s)")
     reasons = dict.fromkeys((*first.reasons, *one.reasons))
     return f"{text}; contended: {', '.join(reasons)}" if reasons else text
 

@@ -39,7 +39,7 @@ class Difference:
         method: how the interval was made.
         pairing: in short, what was paired.
         n: independent pairs, or images where nothing is paired.
-        verdict: A better, B better, within noise, equal (on every image), or no interval.
+        verdict: A better, B better, within noise, equal (in every pair), or no interval.
     """
 
     metric: str
@@ -215,6 +215,8 @@ def _distance(a: Results, b: Results, name: str, confidence: float) -> Parts:
         low, high = jackknife_interval(value, error, blocks, confidence)
         return low, high, error, "paired delete-a-block jackknife, Student's t", f"{blocks} blocks", n
     error = math.hypot(first.standard_error, second.standard_error)
+    if error == 0:      # all images inside, or none, on both sides
+        return None, None, None, "no error can be seen in these samples", "", n
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
     return value - half, value + half, error, "errors added in quadrature, as if independent", "", n
 

@@ -39,7 +39,7 @@ class Measure:
     seed: int | None        # of random choices, None where there are none
     method: str
     flags: tuple[str, ...] = ()     # why the number should not be quoted as it stands
-    replicates: tuple[float, ...] = ()      # of fid and kid: without each block of the jackknife, for paired differences
+    replicates: tuple[float, ...] = ()      # of fid and kid without each block, for paired differences
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,9 @@ def read_results(place: str | os.PathLike[str]) -> Results:
 def hardware() -> dict[str, Any]:
     """What this process computes on."""
     gpu = {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
-    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            **gpu, "torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    memory = round(psutil.virtual_memory().total / 1e9, 1)
+    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": memory, **gpu, "torch": torch.__version__,
+            "python": platform.python_version(), "system": platform.platform()}
 
 
 def _processor() -> str:

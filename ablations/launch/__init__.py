@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ablations.launch.job import Job, forget_error
 if TYPE_CHECKING:
     from ablations.settings import Launcher
 
-__all__ = ["Backend", "Job", "JobRun", "environment", "make_backend", "run_jobs", "thread_environment"]
+__all__ = ["Backend", "Job", "JobRun", "deaf_to_interrupts", "environment", "make_backend", "run_jobs", "thread_environment"]
 
 
 class Backend(Protocol):
@@ -89,8 +90,8 @@ class JobRun:
             if job.succeeded or key in errors:
                 if key not in self._told:       # quicker than two looks
                     self.started(job)
-                del self.waiting[key]
                 self.ended(job, None if job.succeeded else errors[key])
+                del self.waiting[key]           # after it: an interrupt must not lose the news
 
 
 def run_jobs(run: JobRun, tick: Callable[[], None]) -> None:
@@ -109,6 +110,20 @@ def thread_environment(threads: int) -> dict[str, str]:
     """
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to the driver's whole process group, is ignored by this process and what it starts."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:                                          # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

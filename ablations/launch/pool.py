@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ class Pool:
         self.listed: dict[str, Any] = {}
         self.workers: dict[int, Any] = {}
         self.left: dict[int, int] = {}              # slot -> jobs that were open when its worker was started
+        self.starts = 0
         self.idle: dict[int, int] = {}
 
     def begin(self, jobs: Sequence[Job]) -> None:
@@ -98,7 +99,8 @@ class Pool:
 
     def cancel(self) -> None:
         """Stop the workers of this list and what they compute, each after a checkpoint."""
-        assert self.listing is not None
+        if self.listing is None:
+            return
         self.listing.with_suffix(".cancel").touch()
         stop(slot for slot in self._slots() if slot.get("listing") == str(self.listing))
 
@@ -122,40 +124,27 @@ class Pool:
     def _start(self, slot: int) -> Any:
         import submitit
 
-        from ablations.launch import environment, thread_environment
+        from ablations.launch import deaf_to_interrupts, environment, thread_environment
 
         if not self.listing.exists():                           # the first, or a worker thought that all was done
             write_json(self.listing, self.listed, durable=False)
-        executor = submitit.LocalExecutor(self.logs / "%j", max_num_timeout=0)
+        self.starts += 1
+        # Not "%j": submitit 1.5.4 starts the process that writes to such a folder before it makes it.
+        executor = submitit.LocalExecutor(self.logs / f"{self.listing.stem}-{self.starts}", max_num_timeout=0)
         per = self.launcher.gpus_per_trial
         gpus = list(range(slot * per, (slot + 1) * per))
         executor.update_parameters(timeout_min=YEAR, gpus_per_node=len(gpus), visible_gpus=gpus,
                                    setup=tuple(self.launcher.setup))
-        with environment(thread_environment(self.threads)), _deaf_to_interrupts():
+        with environment(thread_environment(self.threads)), deaf_to_interrupts():
             return executor.submit(serve, str(self.listing), slot)
 
 
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started inside ignores Ctrl-C, which a terminal sends to the driver's whole process group."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:                                          # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def stop(slots: Iterable[dict[str, Any]]) -> None:
-    """End workers; each passes the signal on to its job, which writes a checkpoint first. A job may outlive its worker."""
+    """End workers and what they compute, which writes a checkpoint first and may have outlived its worker."""
     for slot in slots:
-        for pid in filter(None, (slot.get("pid"), slot.get("child"))):
+        for pid in filter(None, (slot.get("pid"), slot.get("child"))):      # the worker first: it is to take no other job
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-                break
 
 
 def serve(listing: str, slot: int) -> None:

@@ -83,6 +83,8 @@ class Slurm:
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Submit what no living job has been submitted for; the jobs that others need first."""
+        from ablations.launch import deaf_to_interrupts
+
         self.logs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.runs / "slurm.lock"):    # two drivers that start at once must not both submit
             self._ask(force=True)
@@ -92,7 +94,8 @@ class Slurm:
                 before = [self.ids[by_folder[place].key] for place in needs
                           if place in by_folder and by_folder[place].key in self.ids]
                 for part in _parts(group, self.launcher.array_size):
-                    self._submit(part, before)
+                    with deaf_to_interrupts():          # what is submitted must be written down
+                        self._submit(part, before)
             self._ask(force=True)
 
     def running(self) -> set[str]:

@@ -29,12 +29,12 @@ PANELS = 12  # trials whose gates are drawn
 
 def draw_charts(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmStyle], folder: Path) -> list[Chart]:
     """Every chart that the records have data for, written to ``folder``/figures."""
+    arms, said = arms_of(outcome), left_out(outcome, analysis)
+    drawn = {arm: arms[arm] for arm in drawn_arms(outcome, analysis)}
     with matplotlib.rc_context(STYLE):
         charts = [_tradeoff(outcome, analysis, styles, folder, *cost) for cost in COSTS]
-        drawn = {arm: trials for arm, trials in arms_of(outcome).items() if arm in drawn_arms(outcome, analysis)}
-        charts += [draw_passes(drawn, styles, folder), _losses(drawn, styles, folder), _gates(drawn, styles, folder)]
-        said = left_out(outcome, analysis)
-        charts = [replace(c, caption=c.caption + said, alt=c.alt + said) if c and i >= len(COSTS) else c for i, c in enumerate(charts)]
+        single = [draw_passes(drawn, styles, folder), _losses(drawn, styles, folder), _gates(drawn, styles, folder)]
+    charts += [chart and replace(chart, caption=chart.caption + said, alt=chart.alt + said) for chart in single]
     return [chart for chart in charts if chart]
 
 

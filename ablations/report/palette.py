@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ablations.records import GridOutcome
@@ -69,9 +70,9 @@ def drawn_arms(outcome: GridOutcome, analysis: Analysis) -> list[str]:
     arms, sign = list(arms_of(outcome)), 1 if analysis.better == "lower" else -1
     if len(arms) <= DRAWN:
         return arms
-    rivals = [arm for arm in arms if arm != analysis.baseline]
-    known = sorted((arm for arm in rivals if analysis.arms[arm].mean is not None), key=lambda arm: sign * analysis.arms[arm].mean)
-    chosen = {analysis.baseline, *[*known, *(arm for arm in rivals if arm not in known)][: DRAWN - 1]}
+    means = {arm: analysis.arms[arm].mean for arm in arms if arm != analysis.baseline}
+    ranked = sorted(means, key=lambda arm: math.inf if means[arm] is None else sign * means[arm])
+    chosen = {analysis.baseline, *ranked[: DRAWN - 1]}
     return [arm for arm in arms if arm in chosen]
 
 

@@ -17,7 +17,6 @@ from eval.command.data import RealData, Ticks, features_of, real_features
 from eval.command.samples import Samples, make_samples
 from eval.command.settings import Settings
 from eval.features import Features, judge_facts
-from eval.fid import check_features
 from eval.judges import Judge
 from eval.results import Number, Results
 from eval.subjects import Subject
@@ -89,7 +88,7 @@ class Evaluation:
         parts = (images[i : i + 256] for i in range(0, len(images), 256))
         values = features_of(self.judge, parts, self.ticks(f"judge {self.judge.name}: {name}"), len(images))
         made_with = {**judge_facts(self.judge, self.subject.size), "metric_name": self.judge.metric_name}
-        return Features.of(check_features(values, name), made_with)
+        return Features.of(values, made_with)
 
     def real(self, split: str, count: int | None) -> Features:
         """Judge features of real images, from the cache if they are there."""

@@ -164,7 +164,7 @@ _SETS = {MAIN: "the captions that quality is measured on", TRAINED: "training ca
 
 
 def _searched(run: Evaluation) -> tuple[Samples, str]:
-    """The images to search, and the name of their set: a model copies, if it does, on the captions it was trained on."""
+    """The images to search, and the name of their set: a model copies, if it does, on captions it was trained on."""
     count = run.settings.measure.duplicates.samples
     if run.data.world is None or run.subject.count is not None:
         return run.main, MAIN

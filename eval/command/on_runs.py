@@ -53,7 +53,8 @@ def memory(run: Evaluation) -> None:
         if run.subject.loads_parts:
             found = measure_memory_by_part(loader, chosen.threads, chosen.timeout)
         else:
-            found = {"whole": PartMemory(measure_memory(loader, run.results.name, chosen.threads, chosen.timeout), None)}
+            whole = measure_memory(loader, run.results.name, chosen.threads, chosen.timeout)
+            found = {"whole": PartMemory(whole, None)}
     for part, one in found.items():
         suffix = "" if part == "whole" else f"/{part}"
         for name, how in (("peak_memory_mb", RESIDENT), ("weights_mb", EXACT), ("activations_mb", EXACT)):

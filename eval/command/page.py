@@ -47,10 +47,10 @@ def _duplicates(results: Results) -> str:
     found = results.details.get("duplicates")
     if found is None:
         return ""
-    return (f"{found['flagged']:,} of {found['n']:,} images lie as close to one of {found['training_n']:,} training images "
-            f"as the closest {100 * found['quantile']:.3g} % of {found['heldout_n']:,} unseen real ones do; of images as "
-            f"new as those, about {found['expected']:.1f} would, and more than {found['expected_high']} in one case out of "
-            "twenty.")
+    return (f"{found['flagged']:,} of {found['n']:,} images lie as close to one of {found['training_n']:,} training "
+            f"images as the closest {100 * found['quantile']:.3g} % of {found['heldout_n']:,} unseen real ones do; of "
+            f"images as new as those, about {found['expected']:.1f} would, and more than {found['expected_high']} in "
+            "one case out of twenty.")
 
 
 def _uri(picture: np.ndarray) -> str:

@@ -34,8 +34,8 @@ SAMPLES = 2048          # images of a model, where measure.samples does not say
 SHOWN = 32              # images on the page
 NO_RUN = "none"         # of the setting track
 FOLDER = "eval_results"
-# Settings that say where and how it runs, and change no number.
-RUNNING = ("name", "out", "track", "runs_dir", "threads")
+# Settings that say where and how it runs, and change no number; the model's files are known by their contents.
+RUNNING = ("model", "name", "out", "track", "runs_dir", "threads")
 
 MEASURES: dict[str, Callable[[Evaluation], None]] = {
     "quality": on_images.quality, "alignment": on_images.alignment, "skills": on_images.skills,
@@ -135,7 +135,8 @@ def check_out(folder: Path) -> None:
 def key_of(results: Results) -> str:
     """8 hex digits of all that determines the numbers."""
     settings = {name: value for name, value in results.settings.items() if name not in RUNNING}
-    facts = [settings, results.model["fingerprint"], results.model["sampling"], results.data, results.judge.get("sha256")]
+    model = [results.model["fingerprint"], results.model["sampling"]]
+    facts = [settings, *model, results.data, results.judge.get("sha256")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

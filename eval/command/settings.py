@@ -95,7 +95,7 @@ class Caps:
 
     def __post_init__(self) -> None:
         if (self.group is not None) != (self.method == "cgroup"):
-            raise SettingError(f"measure.caps.group={self.group} goes with measure.caps.method=cgroup, and that with it; "
+            raise SettingError(f"measure.caps.group={self.group}: a group and measure.caps.method=cgroup go together; "
                                f"the method is {self.method}")
 
 

@@ -30,7 +30,7 @@ def print_table(table: Table, console: Console) -> None:
     """One table, without its reasons; columns of numbers to the right."""
     kept = [i for i, name in enumerate(table.head) if name != WHY]
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-                      header_style="dim")
+                      collapse_padding=True, header_style="dim")
     for i in kept:
         name = table.head[i]
         whole = i == 0 or name in WHOLE or name.endswith("interval")

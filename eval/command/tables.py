@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.results import Number, Results
-from eval.skills import ALL
+from eval.skills import ABSENT, ALL
 
 # Headline metrics in order: the part of a name before "/" -> what it is called.
 TITLES = {
-    "fid": "FID", "fid_infinity": "FID at N → ∞", "kid": "KID", "precision": "precision",
+    "fid": "FID", "fid_infinity": "FID at N → ∞", "kid": "KID x1000", "precision": "precision",
     "recall": "recall", "density": "density", "coverage": "coverage", "clip_score": "CLIP score",
     f"accuracy_{ALL}": "all skills right", f"heldout_accuracy_{ALL}": "all skills right, held-out",
     f"accuracy_gap_{ALL}": "compositional gap", "duplicate_share": "close to a training image",
     "latency_ms": "latency", "peak_memory_mb": "peak memory of a process", "weights_mb": "weights",
     "activations_mb": "live activations"}
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}      # which direction is better
+SCALED = "x1000"        # a unit that the label holds
 WHY = "why"             # the column of reasons, which a terminal has no room for
 
 
@@ -54,7 +55,7 @@ def headline(results: Results) -> Table | None:
         rows.append([f"{label} {ARROWS[number.better]}{mark}", shown(number), interval(number), count(number)])
     judge = f"Judge: {results.judge['name']}. " if results.judge else ""
     note = (f"{judge}± is the standard error, intervals are {_percent(results)} ones; of latency, the quartiles. "
-            "n: images (/ real ones), or rounds. ↓: lower is better, ↑: higher.")
+            "n: images (/real ones), or rounds. ↓: lower is better, ↑: higher.")
     return Table("Numbers", ["metric", "value", "interval", "n"], rows, note,
                  [f"[{i}] {text}" for i, text in enumerate(foot, 1)])
 
@@ -73,7 +74,7 @@ def label_of(name: str, results: Results) -> str | None:
 
 def shown(number: Number) -> str:
     """A value, with its standard error if it has one."""
-    unit, digits = f" {number.unit}" if number.unit else "", digits_of(number)
+    unit, digits = f" {number.unit}" if number.unit not in ("", SCALED) else "", digits_of(number)
     error = f" ± {number.standard_error:,.{digits}f}" if number.standard_error else ""
     return f"{number.value:,.{digits}f}{error}{unit}"
 
@@ -87,12 +88,12 @@ def interval(number: Number) -> str:
 
 
 def digits_of(number: Number) -> int:
-    """Decimals worth showing: two digits of the standard error, three of the interval's width."""
+    """Decimals worth showing, at most 4: two digits of the standard error, three of the interval's width."""
     if number.standard_error:
-        return _decimals(number.standard_error, 2)
+        return min(4, _decimals(number.standard_error, 2))
     if number.low is not None and number.high is not None and number.high > number.low:
-        return _decimals(number.high - number.low, 3)
-    return _decimals(number.value, 4) if number.value else 0
+        return min(4, _decimals(number.high - number.low, 3))
+    return min(4, _decimals(number.value, 4)) if number.value else 0
 
 
 def _decimals(size: float, digits: int) -> int:
@@ -101,7 +102,7 @@ def _decimals(size: float, digits: int) -> int:
 
 def count(number: Number) -> str:
     """What the number is of."""
-    against = f" / {number.reference_n:,}" if number.reference_n is not None else ""
+    against = f"/{number.reference_n:,}" if number.reference_n is not None else ""
     return f"{number.n:,}{against}"
 
 
@@ -120,12 +121,12 @@ def skills(results: Results) -> Table | None:
     found = results.details.get("skills")
     if found is None:
         return None
-    names = [skill for skill, share in found["seen"].items() if not (isinstance(share, str) and share.startswith("not in"))]
+    names = [skill for skill, share in found["seen"].items() if share != ABSENT]
     parts = ("seen", "heldout", "gap")
     rows = [[skill, *(_share(found[part][skill]) for part in parts), _real(found["real"], skill)] for skill in names]
-    note = ("Share of images in which the judge reads what the caption names: for colour-shape pairs that training shows "
-            "(seen) and for those that it never does (held-out). The judge itself errs: the last column is what it reads on "
-            f"{found['real_n']:,} real pictures of such captions.")
+    note = ("Share of images in which the judge reads what the caption names: for colour-shape pairs that training "
+            "shows (seen) and for those that it never does (held-out). The judge itself errs: the last column is what "
+            f"it reads on {found['real_n']:,} real pictures of such captions.")
     return Table("Skills", ["skill", "seen", "held-out", "gap", "real"], rows, note)
 
 
@@ -172,10 +173,10 @@ def memory(results: Results) -> Table | None:
     rows = [[part, *(_mb(one["memory"][name]) for name in ("weights_mb", "activations_mb")), _mb(one["predicted_mb"]),
              *(_mb(one["memory"][name]) for name in ("import_mb", "loaded_mb", "peak_memory_mb"))]
             for part, one in found.items()]
-    note = ("MB (10^6 bytes), every row a fresh process. Weights and live activations are exact; the resident figures hold "
-            "the libraries, which a phone's runtime does not need.")
-    return Table("Memory by part", ["part", "weights", "activations", "predicted", "after import", "loaded", "peak"], rows,
-                 note)
+    note = ("MB (10^6 bytes), every row a fresh process. Weights and live activations are exact; the resident figures "
+            "hold the libraries, which a phone's runtime does not need.")
+    head = ["part", "weights", "activations", "predicted", "after import", "loaded", "peak"]
+    return Table("Memory by part", head, rows, note)
 
 
 def _mb(value: float | None) -> str:

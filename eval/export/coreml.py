@@ -1,4 +1,8 @@
-"""Does a part convert to Core ML? On Linux coremltools converts and cannot run: what is told is "converted", not "works"."""
+"""Does a part convert to Core ML? On Linux coremltools converts and cannot run: what is told is "converted", not "works".
+
+With fp16 Core ML computes all of it in half precision, also what the modules compute in float32 (norms, recurrence,
+transforms), where a floor of 1e-12 is 0: agreement on a device has to be seen before fp16 is used.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import coremltools as ct
 import torch
+from torch._decomp import get_decompositions        # no public name in torch 2.15
 from torch.export import export
 
 from eval.export.parts import ExportPart, export_friendly
@@ -17,6 +22,17 @@ from iris.errors import require_choice
 
 PRECISIONS = {"fp32": ct.precision.FLOAT32, "fp16": ct.precision.FLOAT16}
 TARGET = ct.target.iOS17
+
+
+def select_scatter(x: torch.Tensor, source: torch.Tensor, dim: int, index: int) -> torch.Tensor:
+    """x with ``source`` at one index of an axis; coremltools 9.0 refuses a source whose values are written as integers."""
+    places = torch.arange(x.shape[dim]).reshape([-1 if axis == dim else 1 for axis in range(x.dim())])
+    return torch.where(places == index % x.shape[dim], source.unsqueeze(dim).to(x.dtype), x)
+
+
+# coremltools 9.0 does not know the first two.
+DECOMPOSED = get_decompositions([torch.ops.aten.addcmul, torch.ops.aten.lerp]) | {
+    torch.ops.aten.select_scatter.default: select_scatter}
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,10 @@ def convert_coreml(part: ExportPart, dtype: str = "fp16", folder: Path | None = 
 
 def _convert(part: ExportPart, dtype: str) -> ct.models.MLModel:
     with export_friendly():
-        program = export(_FloatMasks(part), _as_floats(part.inputs)).run_decompositions({})
+        program = export(_FloatMasks(part), _as_floats(part.inputs)).run_decompositions(DECOMPOSED)
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])        # nothing is written in place
+        program.graph.erase_node(node)
     return ct.convert(
         program, convert_to="mlprogram", compute_precision=PRECISIONS[dtype], minimum_deployment_target=TARGET,
         skip_model_load=True)

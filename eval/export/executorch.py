@@ -38,6 +38,7 @@ from eval.export.executorch_host import progress_of, run_in_passes
 from eval.export.parts import Cast, ExportPart, GeneratorPart, export_friendly
 from eval.export.passes import generator_in_passes, least_passes
 from iris.errors import SettingError, require_choice
+from iris.training.files import write_json
 
 DTYPES = ("fp32", "fp16", "int8")
 MANIFEST = "manifest.json"
@@ -276,5 +277,5 @@ def _record(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     manifest = {"runtime": "executorch", "backend": "xnnpack",
                 "versions": {name: version(name) for name in ("executorch", "torch", "torchao")},
                 "files": sorted(files, key=lambda one: (one["part"], one["dtype"]))}
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(path, manifest)
     return manifest

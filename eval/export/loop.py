@@ -1,7 +1,7 @@
-"""The looped core as a loop in the graph, for runtimes that have one: everything is there once, whatever the iterations.
+"""The looped core as a loop in the graph, for runtimes that have one: its operations are there once.
 
-Unrolled, r passes are r copies of the core's operations. ONNX Runtime then keeps a repacked layout of the weights for
-each copy: four passes take four times the core's weights in memory, which is what sharing them was to save.
+Unrolled, r passes are r copies of them: iris_base at 8 iterations would be a graph of 48 core layers. Weights are in a
+file once either way, but the time to export a graph, to optimise it and to load it grows with its operations.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from eval.export.loop import looped
 from eval.export.parts import ExportPart, export_friendly
 from iris.errors import require_choice
+from iris.training.files import write_json
 
 DTYPES = ("fp32", "fp16", "int8")
 MANIFEST = "manifest.json"
@@ -232,5 +233,5 @@ def _add_to_manifest(folder: Path, entries: list[dict[str, Any]]) -> dict[str, A
     versions = {"python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
                 "onnxruntime": onnxruntime.__version__}
     manifest = {"versions": versions, "files": [entry for entry in old if entry["file"] not in fresh] + entries}
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(path, manifest)
     return manifest

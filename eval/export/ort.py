@@ -33,7 +33,7 @@ class OrtPipeline:
 
     def __init__(
         self, folder: Path | str, dtype: str = "fp32", threads: int = 1, *, keep: Sequence[str] = PARTS,
-        prepack: bool = True, arena: bool = True,
+        prepack: bool = True,
     ) -> None:
         """Open the folder.
 
@@ -42,8 +42,8 @@ class OrtPipeline:
             dtype: fp32, fp16 or int8.
             threads: of ONNX Runtime.
             keep: parts to load now and to keep; of the others one at a time is in memory, loaded for its turn.
-            prepack: let ONNX Runtime keep a second layout of the weights, which is faster.
-            arena: let it keep memory that it has used for the next run.
+            prepack: let ONNX Runtime copy the weights into a layout that is faster; False leaves them pages of the file,
+                which the system can take back.
 
         Raises:
             SettingError: a file is missing or not readable, an unknown part, or threads below 1.
@@ -61,7 +61,6 @@ class OrtPipeline:
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3       # errors; it warns of what it cannot fold in half precision
-        self._options.enable_cpu_mem_arena = arena
         self._options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         for name in self.keep:

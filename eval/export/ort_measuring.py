@@ -13,7 +13,7 @@ from eval.export.ort import PARTS, OrtPipeline
 from iris.errors import require_choice
 
 CAPTION = "a large red circle in the centre on a white background"
-OPTIONS, SAMPLING = ("dtype", "keep", "prepack", "arena"), ("steps", "guidance", "shift")
+OPTIONS, SAMPLING = ("dtype", "keep", "prepack"), ("steps", "guidance", "shift")
 
 
 def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
@@ -23,7 +23,7 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
 
     Args:
         given: {"folder"} and optionally "caption", "batch" (images at once), "part" (load this one alone), "dtype",
-            "keep", "prepack" and "arena" (of ``OrtPipeline``), "steps", "guidance" and "shift" (of its call).
+            "keep" and "prepack" (of ``OrtPipeline``), "steps", "guidance" and "shift" (of its call).
 
     Returns:
         the function, with the attributes ``weights_bytes`` and ``parts`` that ``eval.workers.Loader`` describes. A part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from eval.export.parts import parts_of
 from eval.export.tokenise import PIPELINE, TOKENIZER
 from iris.pipeline import IrisPipeline
 from iris.text import TextEncoder
+from iris.training.files import write_json
 
 
 def export_pipeline(
@@ -41,7 +41,7 @@ def export_pipeline(
         "text": _text(encoder, folder), "latent": list(parts["decoder"].inputs[0].shape[1:]), "batch": batch,
         "iterations": parts["generator"].module.iterations,
     }
-    (folder / PIPELINE).write_text(json.dumps(about, indent=1) + "\n")
+    write_json(folder / PIPELINE, about)
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What is measured, behind one interface: a saved model of IRIS, a diffusers pipeline, or images that are there already.
+"""What is measured, behind one interface: a saved model of IRIS, a diffusers pipeline, or images that are there.
 
 Adding a kind of subject is one file with a subclass of ``Subject`` and one line in ``KINDS`` (and, if a folder can be
 told to be one, one in ``kind_of``).

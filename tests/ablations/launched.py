@@ -58,3 +58,11 @@ def be_killed(folder: str, plan: dict[str, Any]) -> None:
 def sleep_long(folder: str, plan: dict[str, Any]) -> None:
     """Outlast any time limit."""
     time.sleep(120)
+
+
+def take_the_worker_along(folder: str, plan: dict[str, Any]) -> None:
+    """Die with the worker, as both do when the kernel ends their whole group for memory."""
+    with open(Path(folder) / "calls", "a") as calls:
+        calls.write("called\n")
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -137,6 +137,22 @@ def test_workers_that_never_come_up_are_told(tmp_path, monkeypatch):
     assert "no worker could be started" in ended["a"]["message"] and "launched" in ended["a"]["traceback"]
 
 
+def test_a_job_that_takes_its_worker_along_is_given_up(tmp_path):
+    ended: dict[str, Any] = {}
+    run_jobs(make(tmp_path, [Job("a", launched.take_the_worker_along, {}, tmp_path / "jobs" / "a")], ended), lambda: None)
+    assert ended["a"]["cause"] == "killed" and "no worker could be started that finishes a job" in ended["a"]["message"]
+    assert marks(tmp_path, "a", "calls") == ["called"] * pool.IDLE_STARTS
+
+
+def test_a_job_that_outlives_its_worker_is_stopped_with_the_others(tmp_path):
+    run = make(tmp_path, [Job("a", launched.count, {"seconds": 60.0}, tmp_path / "jobs" / "a")], {})
+    until(lambda: slot(tmp_path).get("child") and marks(tmp_path, "a", "began"))
+    os.kill(slot(tmp_path)["pid"], signal.SIGKILL)
+    run.backend.cancel()
+    until(lambda: not pool.is_locked(tmp_path / "pool" / "slot-0.lock"))
+    assert not marks(tmp_path, "a", "ended")
+
+
 def test_a_job_says_more_than_the_launcher(tmp_path):
     (tmp_path / "error.json").write_text('{"cause": "oom", "message": "out of memory"}')
     told = failure(Job("a", launched.count, {}, tmp_path), "killed", "ended", "log")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from fake_outcome import build_outcome
 
-from ablations.report import write_report
+from ablations.report import figures, palette, write_report
 from ablations.report.charts import themed_svg
 from ablations.report.figures import read_curve, smooth
 from ablations.report.measures import COLUMNS, duration, error_number, number, signed
 from ablations.report.palette import arm_styles
+from ablations.verdict import analyse_outcome
 
 
 class Page(HTMLParser):
@@ -155,6 +156,20 @@ def test_many_arms_one_of_them_out_of_memory(tmp_path: Path) -> None:
     assert len({(s.hue, s.marker) for s in arm_styles(outcome).values()}) == 22
     text = Page((write_report(outcome, tmp_path / "report")).read_text(encoding="utf-8")).text
     assert "out of memory" in text and "Numbers are rows of the key table" in text
+
+
+def test_of_very_many_arms_the_best_are_drawn_and_all_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (palette, figures):
+        monkeypatch.setattr(module, "DRAWN", 4)
+    monkeypatch.setattr(figures, "PANELS", 1)
+    outcome = build_outcome(tmp_path, (0, 1, 2, 3), axes={"model.mixer": ["grfm"], "model.iterations": list(range(1, 8))}, steps=50)
+    drawn = palette.drawn_arms(outcome, analyse_outcome(outcome))
+    assert drawn == [f"mixer=grfm iterations={n}" for n in (1, 5, 6, 7)]        # made-up FID falls with the iterations
+    folder = write_report(outcome, tmp_path / "report").parent
+    page, markdown = (folder / "index.html").read_text(encoding="utf-8"), (folder / "report.md").read_text(encoding="utf-8")
+    assert "Of 7 arms the baseline and the best 3 in FID are drawn." in Page(page).text
+    assert "The baseline and the best 3 are numbered." in markdown and "One trial an arm, 1 of 16 that have gates." in markdown
+    assert len(list((folder / "figures").glob("samples_seed*.png"))) == 3 and len(rows_of(folder)) == 28
 
 
 def test_one_trial_and_a_failed_baseline(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from ablations import actions, diff, gc, show
-from ablations.grid_record import Entry, GridRecord, load_record, record_path
+from ablations.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
 from ablations.launch.heartbeat import Listener, heartbeat
 from ablations.launch.pool import try_lock
 from ablations.trial_state import state_of
@@ -168,6 +168,19 @@ def test_status_does_not_depend_on_how_the_grid_is_run(values, runs):
 def test_status_of_a_grid_that_was_not_run(values):
     with pytest.raises(SettingError, match="action=status: grid mixers was not run with these settings.*grids there: mixers"):
         actions.status(values | {"model": {"dim": 32}}, Console())
+
+
+def test_cancel_tells_who_follows_and_the_next_run_forgets_it(values, runs, capsys):
+    mark = record_path(runs, values).with_suffix(CANCELLED)
+    assert actions.cancel(values | {"action": "cancel"}, Console()) == 0
+    assert "stopped 0 workers here and 0 Slurm jobs" in text(capsys) and mark.exists()
+    load_record(record_path(runs, values)).save(record_path(runs, values))
+    assert not mark.exists()
+
+
+def test_an_error_without_words_is_shown(values, runs, capsys):
+    write(runs / "trials" / "bbbb33334444" / "error.json", {"cause": "error", "message": ""})
+    assert actions.status(values, Console(width=160)) == 1 and "error: no message" in text(capsys)
 
 
 def test_retry_takes_the_failed_trials(values, runs):

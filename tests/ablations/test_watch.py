@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -63,6 +64,38 @@ def make_outcome(records: list[TrialRecord], notes: list[str] | None = None) -> 
 FULL = {"fid": 19.68, "fid_se": 0.41, "clip_score": 31.2, "accuracy_colour": 0.953, "accuracy_shape": 0.81,
         "accuracy_caption": 0.61, "latency_ratio": 1.24, "latency_ms": 131.2, "peak_memory_mb": 1412.0,
         "params_m": 12.34, "samples": 2048}
+
+
+def test_nodes_and_why_trials_wait_are_shown_where_there_are_several_machines(tmp_path: Path) -> None:
+    watch, console = live_watch(120)
+    watch.add_trial("a", "grfm", 0, tmp_path / "a")
+    watch.add_trial("b", "attention", 0, tmp_path / "b")
+    watch.set_state("a", "running")
+    put(tmp_path / "a", state="running", phase="train", step=5, steps=10, host=socket.gethostname())
+    watch.update()
+    assert not any("node" in line for line in rendered(watch, console))         # all is here
+    watch.set_place("a", "node17")
+    watch.set_place("b", "JobArrayTaskLimit")
+    lines = rendered(watch, console)
+    assert any(line.rstrip().endswith("node") for line in lines)
+    assert any("grfm, seed 0" in line and "node17" in line for line in lines)
+    assert any("attention, seed 0" in line and "waiting" in line and "JobArrayTaskLimit" in line for line in lines)
+    console.width = 80
+    assert not any("node17" in line for line in rendered(watch, console))       # no room
+
+
+def test_cost_is_counted_in_what_a_trial_occupies(tmp_path: Path) -> None:
+    clock = Clock()
+    watch, stream = plain_watch(clock, cost=(4, "GPU"))
+    watch.add_trial("a", "grfm", 0, tmp_path / "a")
+    watch.add_trial("b", "attention", 0, tmp_path / "b", state="cached")        # cost nothing this time
+    assert "hours" not in watch._overview().plain
+    watch.set_state("a", "running")
+    clock.now = 900.0
+    assert "1.00 GPU-hours" in watch._overview().plain
+    watch.set_state("a", "done")
+    clock.now = 5000.0
+    assert watch._overview().plain == "2 of 2 trials done, 1.00 GPU-hours"
 
 
 def test_plain_lines_for_changes_and_progress(tmp_path: Path) -> None:

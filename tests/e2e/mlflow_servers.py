@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 300.0       # only so that a server that never starts ends the test
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -26,6 +27,14 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def tethered(command: list[str], ending: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a server in a process group of its own, which gets the signal ``ending`` when this process dies."""
+    # The shell reads a pipe that nothing is written to: it ends with the process that holds its other end.
+    script = f'("$@"; kill -{ending} 0) & cat > /dev/null; kill -{ending} 0'
+    shell = ["sh", "-c", script, "sh", *command]
+    return subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True, **options)
 
 
 class Server:
@@ -46,8 +55,7 @@ class Server:
                    "--workers", "1", "--backend-store-uri", self.backend,
                    "--artifacts-destination", str(self.folder / "artifacts")]
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = tethered(command, "KILL", env=os.environ | QUIET, stdout=log, stderr=log)
 
     def ready(self) -> None:
         """Wait until it answers."""
@@ -91,9 +99,13 @@ class Postgres:
         if self.user:
             shutil.chown(self.folder, self.user)
         self._run("initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", "iris", "--no-sync")
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-w", "-o", options,
-                  "start")
+        command = [str(programs / "postgres"), "-D", str(self.folder / "data"), "-c", "listen_addresses=127.0.0.1",
+                   "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"]
+        self.process = tethered(command, "QUIT", user=self.user, cwd=self.folder, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+        while self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), check=False):
+            assert self.process.poll() is None, "PostgreSQL did not start"
+            time.sleep(0.1)
 
     def database(self, name: str) -> str:
         """The URI of a new, empty database."""
@@ -101,13 +113,13 @@ class Postgres:
         return f"postgresql+psycopg2://iris:unused@127.0.0.1:{self.port}/{name}"
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
-        shutil.rmtree(self.folder)
+        self.process.stdin.close()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)      # its processes may still be ending
 
-    def _run(self, program: str, *arguments: str) -> None:
-        # Not captured: the server inherits the pipes of pg_ctl, and they would never end.
-        subprocess.run([self.programs / program, *arguments], user=self.user, cwd=self.folder, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def _run(self, program: str, *arguments: str, check: bool = True) -> int:
+        return subprocess.run([self.programs / program, *arguments], user=self.user, cwd=self.folder, check=check,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
 class Proxy(ThreadingHTTPServer):

@@ -13,7 +13,6 @@ import pytest
 from small_grid import TRIALS, Driver, results
 from test_command import command
 
-from ablations import actions
 from ablations.compose import composed
 from ablations.grid_record import Entry, GridRecord, record_path
 from ablations.launch.job import no_room

@@ -57,8 +57,10 @@ class Grid:
         draw.shuffle(slots)
         for slot in slots:
             pid = slot["child"] if kind == "job" else slot["pid"]
-            if pid is not None and str(self.root) in _words(pid):
-                return psutil.Process(pid).ppid() if kind == "controller" else pid
+            if pid is not None and kind == "controller":
+                pid = _parent(pid)
+            if pid is not None and str(self.root) in _words(pid):       # numbers are used again
+                return pid
         return None
 
     def writing_checkpoint(self) -> bool:
@@ -78,6 +80,14 @@ def _words(pid: int) -> str:
         return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join([*process.cmdline(), process.cwd()])
     except psutil.Error:
         return ""
+
+
+def _parent(pid: int) -> int | None:
+    """The process that started another one."""
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
+        return None
 
 
 def strike(grid: Grid, driver: Driver, kind: str, moment: Callable[[], bool], draw: random.Random) -> bool:

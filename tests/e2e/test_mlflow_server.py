@@ -3,6 +3,7 @@ What they have in the end is what the trials wrote: each point, once."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_servers import Postgres, Proxy, Server, postgres_programs
+from mlflow_servers import Postgres, Proxy, Server, free_port, postgres_programs
 from tracked_grid import append_metrics, assert_curves_equal, make_outcome, make_record, runs_of, write_metrics
 
 from ablations import tracking
@@ -32,28 +33,41 @@ BACKENDS = ("sqlite", "postgresql")
 
 
 @pytest.fixture(scope="module")
-def postgres():
+def cluster():
+    """A private PostgreSQL, or why there is none."""
     programs = postgres_programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg2", reason="the driver is not installed: uv sync --extra postgres")
-    cluster = Postgres(programs)
-    yield cluster
-    cluster.stop()
+        yield "PostgreSQL is not installed: apt-get install postgresql"
+    elif importlib.util.find_spec("psycopg2") is None:
+        yield "PostgreSQL's driver is not installed: uv sync --extra postgres"
+    else:
+        running = Postgres(programs)
+        yield running
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: Postgres | str, tmp_path_factory: pytest.TempPathFactory):
+    """A server a backend, starting at the same time."""
+    folders = {backend: tmp_path_factory.mktemp(backend) for backend in BACKENDS}
+    running = {"sqlite": Server(folders["sqlite"], f"sqlite:///{folders['sqlite'] / 'mlflow.db'}")}
+    if isinstance(cluster, Postgres):
+        running["postgresql"] = Server(folders["postgresql"], cluster.database("mlflow"))
+    try:
+        for server in running.values():
+            server.launch()
+        yield running
+    finally:
+        for server in running.values():
+            server.kill()
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp(request.param)
-    backend = f"sqlite:///{folder / 'mlflow.db'}"
-    if request.param == "postgresql":
-        backend = request.getfixturevalue("postgres").database("mlflow")
-    running = Server(folder, backend)
-    try:
-        running.start()
-        yield running
-    finally:
-        running.kill()
+def server(request: pytest.FixtureRequest, servers: dict[str, Server], cluster: Postgres | str) -> Server:
+    if request.param not in servers:
+        pytest.skip(cluster)
+    servers[request.param].ready()
+    return servers[request.param]
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +149,7 @@ def test_a_server_killed_in_mid_batch_and_started_again(server, tmp_path):
 
 def test_each_kind_of_call_loses_its_first_answer(server, tmp_path):
     """It was carried out, and nobody knows: the tracker must neither leave it out nor do it twice."""
-    records = [make_record(tmp_path / "runs", key, "grfm") for key in ("b1", "b2")]
+    records = [make_record(tmp_path / "runs", "b1", "grfm")]
     lost: Counter[str] = Counter()
 
     def judge(method: str, path: str, body: bytes) -> str:
@@ -162,10 +176,10 @@ def test_each_kind_of_call_loses_its_first_answer(server, tmp_path):
     proxy.close()
 
 
-def test_a_server_that_does_not_answer_holds_nobody_up(server, tmp_path):
+def test_a_server_that_does_not_answer_holds_nobody_up(servers, tmp_path):
     """No call of the driver waits for it: they all come back before it has answered once."""
-    if not server.backend.startswith("sqlite"):
-        pytest.skip("the same for every backend")
+    server = servers["sqlite"]
+    server.ready()
     records = [make_record(tmp_path / "runs", key, "grfm") for key in ("c1", "c2")]
     asked, gate = threading.Event(), threading.Event()
 
@@ -193,9 +207,11 @@ def test_a_server_that_does_not_answer_holds_nobody_up(server, tmp_path):
     proxy.close()
 
 
-def test_drivers_that_meet_on_an_empty_postgresql(postgres, tmp_path):
+def test_drivers_that_meet_on_an_empty_postgresql(cluster, tmp_path):
     """Without a server between: by the database's own URI."""
-    uri = postgres.database("direct")
+    if not isinstance(cluster, Postgres):
+        pytest.skip(cluster)
+    uri = cluster.database("direct")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "ablations"), str(ROOT)])}
     grids = {"mixers": "d1", "depth": "e1"}
     driver = ROOT / "tests" / "ablations" / "track_grid.py"
@@ -215,14 +231,12 @@ def test_drivers_that_meet_on_an_empty_postgresql(postgres, tmp_path):
     assert "unused" not in Location.of(uri, tmp_path).shown
 
 
-def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(server, tmp_path):
+def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(servers, tmp_path):
     """The real grid, at smoke scale."""
-    if not server.backend.startswith("sqlite"):
-        pytest.skip("the same for every backend")
-    server.kill()
+    dead, server = f"http://127.0.0.1:{free_port()}", servers["sqlite"]
     words = ["grid=mixers", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher=inline",
              "threads=1", "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=20"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": dead}
 
     def command(*given: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", *given], cwd=tmp_path, env=environment, text=True,
@@ -231,13 +245,13 @@ def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(server,
     done = command("ablations.run", *words)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
-    assert f"MLflow at {server.uri} did not take" in said and "nothing answers there" in said
+    assert f"MLflow at {dead} did not take" in said and "nothing answers there" in said
     assert "python -m ablations.sync, sends it without training" in said
     (journal,) = journals(tmp_path / "runs")
-    assert not journal.has_sent(server.uri)
+    assert not journal.has_sent(dead)
 
-    server.start()
-    done = command("ablations.sync")
+    server.ready()
+    done = command("ablations.sync", f"track.uri={server.uri}")
     assert done.returncode == 0 and "1 trial, " in done.stdout, done.stdout + done.stderr
     client = client_of(server.uri)
     (parent,), trials = runs_of(client, "mixers")

@@ -20,6 +20,7 @@ from eval.results import read_results
 from iris.data import WORLDS
 from iris.errors import SettingError
 
+SHIPPED = Path(__file__).parents[2] / "iris" / "weights" / "shapes"
 N = 48
 SETTINGS = ("measure=smoke", "track=none", f"measure.samples={N}", "measure.what=quality,alignment,skills")
 
@@ -193,6 +194,25 @@ def test_models_are_measured_on_the_spot(results, capsys):
         compared(results["clean"], results["noisy"])[1]["fid/shapes"].value)
 
 
+def test_models_are_timed_in_turn(monkeypatch, capsys):
+    monkeypatch.setattr("eval.compare.ROUNDS", 2)
+    monkeypatch.setattr("eval.compare.WARMUP", 0)
+    shutil.copytree(SHIPPED, "model")
+    for steps in (1, 2):
+        words = ["measure=smoke", "track=none", "measure.what=quality", "measure.samples=16", f"sample.steps={steps}"]
+        assert evaluate(["model=model", *words, f"out=steps{steps}"]) == 0
+    assert main(["steps1", "steps2", "--speed", "--out", "speed.json"]) == 0
+    assert "latency of one image, B / A: " in capsys.readouterr().out
+    stored = json.loads(Path("speed.json").read_text())
+    assert stored["speed"]["A"]["latency"]["ratio_to_first"] == 1 and stored["speed"]["B"]["latency"]["n"] == 2
+    assert stored["same_noise"] and stored["differences"]["fid/shapes"]["pairing"] == "8 blocks"
+    config = json.loads(Path("model/config.json").read_text())
+    config["generator"]["iterations"] = 1
+    Path("model/config.json").write_text(json.dumps(config))
+    assert main(["steps1", "steps2", "--speed"]) == 2
+    assert "have changed since they were measured" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "expected"), [
     (["clean", "nowhere"], ["model=nowhere", "no such folder"]),
     (["clean", "noisy", "data=shapes"], ["data=shapes", "A and B are results"]),
@@ -207,7 +227,8 @@ def test_bad_input_is_named(words, expected, results, capsys):
     assert all(part in said for part in expected), said
 
 
-@pytest.mark.parametrize("words", [[], ["clean"], ["clean", "noisy", "--confidence", "2"], ["clean", "noisy", "--out", "x.csv"]])
+@pytest.mark.parametrize("words", [[], ["clean"], ["clean", "noisy", "--confidence", "2"],
+                                   ["clean", "noisy", "--out", "x.csv"]])
 def test_a_command_line_that_cannot_be_read_ends_with_status_2(words, results, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)

@@ -14,7 +14,6 @@ from exported_models import small_generator, small_mixer, small_pipeline
 from torch import nn
 
 from iris.errors import SettingError
-from iris.mixers import MIXERS
 
 pytest.importorskip("executorch", reason="ExecuTorch is an extra: pip install executorch==1.5.1")
 
@@ -40,15 +39,10 @@ def error_of(part, tmp_path, dtype="fp32"):
     return agreement(run_file(path, part), part.outputs())["rms"]
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_every_mixer_agrees_at_16x16_tokens(name, tmp_path):
+# A lowering takes seconds for each of its subgraphs; reports/mobile has all mixers, and all precisions.
+@pytest.mark.parametrize("name", ["grfm", "attention"])
+def test_mixers_agree_at_16x16_tokens(name, tmp_path):
     assert error_of(part_of(small_mixer(name), 1, 16, 16, 16), tmp_path) < ALLOWED["fp32"]
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "int8"])
-def test_attention_agrees_in_less_precision(dtype, tmp_path):
-    error = error_of(part_of(small_mixer("attention"), 1, 16, 16, 16), tmp_path, dtype)
-    assert 1e-5 < error < ALLOWED[dtype]        # not zero: it is in less precision
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +133,7 @@ def test_quantised_are_the_linear_layers_that_are_not_precise(tmp_path):
 def test_layer_norm_in_half_precision_is_computed_in_float32(tmp_path):
     """ExecuTorch 1.5.1's own is off by more than half of its output at this width."""
     torch.manual_seed(0)
-    assert error_of(part_of(nn.LayerNorm(384), 4, 384), tmp_path, "fp16") < ALLOWED["fp16"]
+    assert 1e-5 < error_of(part_of(nn.Sequential(nn.LayerNorm(384)), 4, 384), tmp_path, "fp16") < ALLOWED["fp16"]
 
 
 def test_xnnpack_computes_the_erf_form_of_gelu(tmp_path):

@@ -20,7 +20,7 @@ from iris.latents import LATENTS, build_latent
 from iris.mixers import MIXERS
 
 SIDES = (16, 32)
-FP32 = 1e-5         # relative, root mean square and maximum; what is asked for is 1e-3
+FP32 = 5e-5         # relative, root mean square and maximum; what is asked for is 1e-3
 LATENT_OPTIONS = {
     "pixel": [{}], "haar": [{}],
     "wavelet_vae": [{"width": 8, "channels": 4}, {"width": 8, "channels": 4, "decoder": "phone"}],
@@ -101,13 +101,13 @@ def test_the_text_encoder_agrees_and_passes_the_mask_on(tmp_path):
 
 
 def test_a_loop_does_not_grow_with_the_iterations(tmp_path):
-    sizes = {}
+    nodes = {}
     for iterations in (2, 6):
         part = parts_of(small_pipeline(mixer="identity"), iterations=iterations)["generator"]
         path = save(to_graph(looped(part)), tmp_path / f"{iterations}.onnx")
-        sizes[iterations] = path.stat().st_size + path.with_name(f"{path.name}.data").stat().st_size
+        nodes[iterations] = sum(1 for _ in walk(onnx.load(path).graph))
         assert close(agreement(part, path))
-    assert abs(sizes[6] - sizes[2]) < 2000
+    assert nodes[6] - nodes[2] == 2 * 4     # a pass adds its constant signal and stacks it
 
 
 def test_an_unrolled_core_keeps_its_weights_once(tmp_path):
@@ -179,10 +179,11 @@ def test_only_linear_layers_are_quantised(folder):
     counts = {e["dtype"]: e["products"] for e in manifest["files"] if e["part"] == "generator"}
     linear = [module for module in part.module.modules() if isinstance(module, torch.nn.Linear)]
     model = onnx.load(folder / "generator.fp32.onnx")
-    # the injection is a linear layer too, and with it, input and output keep their precision
-    assert len(linear_layers(model)) == len(linear) + 1
+    # The injection is a linear layer too; the two that say which pass it is are computed at export.
+    assert len(linear_layers(model)) == len(linear) + 1 - 2
+    # injection, input and output keep their precision
     assert len(precise_weights(part)) == 3
-    assert counts["int8"]["MatMulInteger"] == len(linear_layers(model, precise_weights(part))) == len(linear) - 2
+    assert counts["int8"]["MatMulInteger"] == len(linear_layers(model, precise_weights(part))) == len(linear) + 1 - 2 - 3
     kept = {tensor.name: onnx.numpy_helper.to_array(tensor)
             for tensor in onnx.load(folder / "generator.int8.onnx").graph.initializer}
     gate = part.module.generator.core[0].mixer.pathways["recurrence"].lru.recurrence_gate.weight

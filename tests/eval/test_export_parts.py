@@ -169,4 +169,4 @@ def test_what_cannot_be_exported_is_said():
 def test_the_models_of_these_tests_answer_with_something():
     """Zeros, which an untrained generator gives, would agree with zeros."""
     for part in parts_of(small_pipeline()).values():
-        assert all(y.float().std() > 0.05 for y in part.outputs())
+        assert all(y.std() > 0.05 for y in part.outputs() if y.is_floating_point())
