@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations import jobs
+from ablations.arm_speed import ArmSpeed
 from ablations.axes import values_by_setting
 from ablations.grid import Trial, expectations
 from ablations.grid_record import CANCELLED, GridRecord
 from ablations.halving import Halving, halve, halving_of
 from ablations.launch import Job, JobRun, make_backend, run_jobs
-from ablations.launch.job import RESULT
+from ablations.launch.job import ERROR, RESULT
 from ablations.notes import notes_of
-from ablations.plan import Plan, command, commit, hardware, network_of
+from ablations.plan import Plan, command, commit, hardware
 from ablations.progress import read_json
 from ablations.records import GridOutcome, TrialRecord
 from ablations.settings import Settings
+from ablations.trial_state import state_of
 from iris.errors import SettingError
 
 if TYPE_CHECKING:
     from ablations.tracking import Tracker
     from ablations.watch import Watch
+
+UNFINISHED = {"running": "it is still running", "stopped": "it was stopped; the same command continues it",
+              "waiting": "it has not begun"}
 
 
 class Detached(Exception):
@@ -77,15 +81,25 @@ class Session:
         self._follow(self._jobs())
         speed = self._speed()
         records = [self.record(trial, speed.get(trial.arm, {})) for trial in self.plan.trials]
+        unfinished = [record for record in records if record.state == "failed" and record.error["cause"] in UNFINISHED]
         for record in records:
-            tracker.trial_finished(record)
+            if record not in unfinished:        # action=report while others run them, or on what was stopped
+                tracker.trial_finished(record)
         outcome = self.outcome(records)
         self.watch.note("writing the report")
         report = write_report(outcome, Path(self.settings.reports_dir) / grid.name)
-        failed = any(record.state == "failed" for record in records)
         self.watch.note("finishing MLflow")
+        if unfinished:
+            tracker.detach()
+            return outcome, report, tracker.problems
+        failed = any(record.state == "failed" for record in records)
         problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
         return outcome, report, problems
+
+    def _speed(self) -> dict[str, dict[str, Any]]:
+        on_cluster = self.settings.launcher.name == "slurm"
+        arms = ArmSpeed(self.plan, self.backend, self.watch, self._tick, on_cluster, self.notes)
+        return arms.measure()
 
     def _take(self, plan: Plan) -> None:
         """Work on this plan from here on."""
@@ -210,59 +224,6 @@ class Session:
             raise SettingError(error["message"])
         self.watch.note(f"shared work failed ({error['cause']}): {error['message']} (log: {error['log']})")
 
-    # -- measuring ------------------------------------------------------------------------------------------------
-
-    def _speed(self) -> dict[str, dict[str, Any]]:
-        """Speed and memory by arm, the baseline first, from one finished trial of each network: training changes neither."""
-        chosen: dict[str, Trial] = {}
-        networks: dict[str, Trial] = {}
-        for trial in self.plan.trials:
-            if (self.plan.folder(trial) / RESULT).exists():
-                chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
-        if not chosen:
-            return {}
-        self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
-        if self.settings.launcher.name == "slurm":
-            measured = self._speed_on_node(list(networks.values()))
-        else:
-            measured = self._speed_here(list(networks.values()))
-        contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
-        if contended:
-            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
-        return {arm: {k: v for k, v in measured[t.key].items() if k != "contended"}
-                for arm, t in chosen.items() if t.key in measured}
-
-    def _speed_here(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        from ablations.speed import measure_speed
-        from eval.workers import WorkerError
-
-        machine = str(hardware(self.plan.threads))
-        with ThreadPoolExecutor(1) as thread:
-            measuring = thread.submit(measure_speed, trials, self.plan.runs, 1, machine)
-            while not measuring.done():
-                self.watch.update()
-                time.sleep(0.5)
-        try:
-            return measuring.result()
-        except WorkerError as error:
-            self.notes.append(f"Speed and memory were not measured: {error}")
-            return {}
-
-    def _speed_on_node(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        """The same as a job that has a node to itself: a login node is shared and not what trials run on."""
-        job = jobs.speed_job(trials, self.plan.runs)
-        failed: list[dict[str, str]] = []
-        if not job.succeeded:
-            run = JobRun([job], self.backend, lambda job: None, lambda job, error: failed.append(error) if error else None)
-            try:
-                run_jobs(run, self._tick)
-            except KeyboardInterrupt:
-                self.backend.cancel()
-                raise
-        if failed:
-            self.notes.append(f"Speed and memory were not measured: {failed[0]['message']} (log: {failed[0]['log']})")
-        return (read_json(job.folder / RESULT) or {}).get("speed", {})
-
     # -- what is known --------------------------------------------------------------------------------------------
 
     def record(self, trial: Trial, speed: dict[str, Any]) -> TrialRecord:
@@ -272,13 +233,17 @@ class Session:
         metrics = result.get("metrics", {}) | (speed if result else {})
         if result:
             metrics["train_seconds"] = result["seconds"]["train"]
-        error = self.errors.get(trial.key) or read_json(folder / "error.json")
+        error = self.errors.get(trial.key) or read_json(folder / ERROR)
+        if not result and error is None:
+            state = state_of(folder).state
+            state = state if state in UNFINISHED else "running"     # it ended between two looks
+            error = {"cause": state, "message": UNFINISHED[state], "traceback": "", "log": ""}
         return TrialRecord(
             key=trial.key, arm=trial.arm, values=trial.values, seed=trial.seed, baseline=trial.baseline,
             state="done" if result else "failed", cached=trial.key in self.cached, settings=trial.settings, metrics=metrics,
             folder=folder, matched=trial.matched, seconds=result.get("seconds", {}),
             environment=result.get("environment", {}),
-            error=None if result else error or {"cause": "error", "message": "did not run", "traceback": "", "log": ""})
+            error=None if result else error)
 
     def outcome(self, records: list[TrialRecord]) -> GridOutcome:
         """The grid with these records."""

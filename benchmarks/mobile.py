@@ -135,7 +135,7 @@ class Setup:
         if resident != "all":
             given["keep"] = []
         if self.runtime == "onnxruntime":
-            lean = {} if resident == "all" else {"prepack": False, "arena": False}
+            lean = {} if resident == "all" else {"prepack": False}
             return Loader("eval.export.ort_measuring:load_for_measuring", given | {"guidance": 1.0} | lean)
         return Loader("eval.export.executorch_measuring:load_for_measuring", given | {"iterations": self.iterations})
 

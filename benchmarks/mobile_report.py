@@ -155,7 +155,7 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
         ("ExecuTorch", "its C++ libraries behind a C interface, in a process without PyTorch; XNNPACK; the core is one "
                        "method that the host calls once a pass"),
         ("ONNX Runtime", "processor provider; the core's passes are one loop in the graph. One part at a time: without "
-                         "its second copy of the weights (prepacking) and without its arena"),
+                         "its second copy of the weights (prepacking)"),
         ("PyTorch", "eager, float32; most of the memory is its import"),
         ("Quiet", "; ".join(contended(rows)) or ("yes" if rows.latency else "")),
     ]

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from ablations.launch.pool import is_locked
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,12 @@ def begun(folder: Path, key: str) -> list[str]:
     """What workers say of the processes that they started for a job."""
     said = "".join(path.read_text() for path in (folder / "runs" / "logs").glob("*/*_log.out"))
     return [line for line in said.splitlines() if line.startswith(key)]
+
+
+def tracked(folder: Path) -> list[str]:
+    """Status of each run in MLflow."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return [run.info.status for run in client.search_runs([one.experiment_id for one in client.search_experiments()])]
 
 
 def test_two_commands_at_once_share_every_trial(tmp_path):
@@ -68,6 +76,10 @@ def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
     until(lambda: second.poll() is not None or "seed 0: train" in (tmp_path / "second").read_text())
     status = start(tmp_path, tmp_path / "status", *long, "action=status")
     assert status.wait(PATIENCE) == 0 and " running" in (tmp_path / "status").read_text()
+    report = start(tmp_path, tmp_path / "report", *long, "action=report")
+    assert report.wait(PATIENCE) == 1 and "it is still running" in (tmp_path / "report").read_text()
+    assert "it is still running" in (tmp_path / "reports" / "mixers" / "report.md").read_text()
+    assert tracked(tmp_path) == ["RUNNING"] * 3         # the grid and its trials
     third = start(tmp_path, tmp_path / "third", *long, "action=cancel")
     assert third.wait(PATIENCE) == 0 and "stopped 2 workers here" in (tmp_path / "third").read_text()
     assert second.wait(PATIENCE) == 130

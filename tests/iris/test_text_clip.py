@@ -152,7 +152,7 @@ def test_a_whole_clip_gives_its_text_part(tmp_path):
 
 
 def test_loading_says_nothing(tmp_path, capfd):
-    """transformers shows a progress bar, and reports as unexpected the vision weights that are left."""
+    """transformers reports the vision weights that are left as unexpected, and may show a progress bar."""
     from safetensors.torch import load_file, save_file
 
     path = save_clip(tmp_path) / "model.safetensors"
@@ -165,8 +165,9 @@ def test_loading_says_nothing(tmp_path, capfd):
     capfd.readouterr()
     try:
         transformers.CLIPTextModel.from_pretrained(tmp_path)
-        assert records and capfd.readouterr() != ("", "")
+        assert records
         records.clear()
+        capfd.readouterr()
         CLIPText(str(tmp_path))
         assert not records and capfd.readouterr() == ("", "")
     finally:

@@ -1,0 +1,89 @@
+"""Speed and memory of a grid's arms, measured once their trials are finished, interleaved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ablations import jobs
+from ablations.grid import Trial
+from ablations.launch import Backend, Job, JobRun, run_jobs
+from ablations.launch.job import RESULT
+from ablations.plan import Plan, hardware, network_of
+from ablations.progress import read_json
+
+if TYPE_CHECKING:
+    from ablations.watch import Watch
+
+
+@dataclass
+class ArmSpeed:
+    """How the arms of a plan are measured; ``notes`` says afterwards what was wrong.
+
+    Args:
+        backend: where the trials ran. Slurm's runs the measuring too, as a job that has a node to itself: a login node is
+            shared, and not what trials run on.
+        tick: called while it waits for such a job.
+    """
+
+    plan: Plan
+    backend: Backend
+    watch: Watch
+    tick: Callable[[], None]
+    on_cluster: bool
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self) -> dict[str, dict[str, Any]]:
+        """Metrics by arm, the baseline first, from one finished trial of each network: training changes neither."""
+        chosen: dict[str, Trial] = {}
+        networks: dict[str, Trial] = {}
+        for trial in self.plan.trials:
+            if (self.plan.folder(trial) / RESULT).exists():
+                chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
+        if not chosen:
+            return {}
+        self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
+        measure = self._on_node if self.on_cluster else self._here
+        measured = measure(list(networks.values()))
+        contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
+        if contended:
+            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
+        return {arm: {name: value for name, value in measured[trial.key].items() if name != "contended"}
+                for arm, trial in chosen.items() if trial.key in measured}
+
+    def _here(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+        from ablations.speed import measure_speed
+        from eval.workers import WorkerError
+
+        machine = str(hardware(self.plan.threads))
+        with ThreadPoolExecutor(1) as thread:
+            measuring = thread.submit(measure_speed, trials, self.plan.runs, 1, machine)
+            while not measuring.done():
+                self.watch.update()
+                time.sleep(0.5)
+        try:
+            return measuring.result()
+        except WorkerError as error:
+            self.notes.append(f"Speed and memory were not measured: {error}")
+            return {}
+
+    def _on_node(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+        job = jobs.speed_job(trials, self.plan.runs)
+        failed: list[dict[str, str]] = []
+
+        def ended(job: Job, error: dict[str, str] | None) -> None:
+            if error:
+                failed.append(error)
+
+        if not job.succeeded:
+            try:
+                run_jobs(JobRun([job], self.backend, lambda job: None, ended), self.tick)
+            except KeyboardInterrupt:
+                self.backend.cancel()
+                raise
+        if failed:
+            self.notes.append(f"Speed and memory were not measured: {failed[0]['message']} (log: {failed[0]['log']})")
+        return (read_json(job.folder / RESULT) or {}).get("speed", {})
