@@ -1,8 +1,11 @@
-"""What a grid costs beside its trials: ``python -m benchmarks.grid_engine [trials=1000]``; writes benchmarks/grid_engine.md.
+"""What a grid costs beside its trials; writes benchmarks/grid_engine.md.
+
+    python -m benchmarks.grid_engine [trials=1000] [scale=default] [work=DIR]
 
 A grid of a thousand trials is planned, submitted to a real Slurm on this machine as job arrays of jobs that do nothing (and
-cancelled), looked at, and reported from made-up results. Then the default grid's arms are trained for a moment, and the wall
-clock of that command is divided into what is training and measuring and what is not. Each row is a process of its own. Beside
+cancelled), looked at, and reported from made-up results. Then ``grid=mixers`` runs, at ``scale=smoke`` or, with
+``scale=default``, as it is (half an hour), and the wall clock of that command is divided into what is training and measuring and
+what is not. Its runs and report are left in ``work``, if that is given. Each row is a process of its own. Beside
 seconds on the clock there is processor time, which other processes on the machine do not change.
 
 Submitting needs root and Debian's packages of Slurm (tests/cluster/cluster.sh installs them); without, that row is left out.
@@ -33,12 +36,12 @@ TRACKED = 20            # trials that MLflow is told of, for the driver's memory
 
 def main() -> None:
     """Measure every row and write the page."""
-    trials = int(next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("trials=")), 1000))
-    load = os.getloadavg()[0]
+    given = {"trials": "1000", "scale": "smoke", "work": ""} | dict(word.split("=", 1) for word in sys.argv[1:])
+    trials, load = int(given["trials"]), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="grid-engine-") as folder:
         rows = {name: in_process(name, trials, f"{folder}/{name}") for name in ("plan", "submit", "look", "status", "report", "driver")}
-        parts = overhead(Path(folder) / "grid")
-    text = page(trials, {name: row for name, row in rows.items() if row}, parts, load)
+        parts = overhead(Path(given["work"] or f"{folder}/grid"), given["scale"])
+    text = page(trials, {name: row for name, row in rows.items() if row}, parts, given["scale"], load)
     Path(__file__).with_suffix(".md").write_text(text)
     print(text)
 
@@ -50,7 +53,7 @@ def in_process(name: str, trials: int, folder: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], load: float) -> str:
+def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], scale: str, load: float) -> str:
     """The Markdown page."""
     import torch
 
@@ -68,10 +71,10 @@ def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], 
         "process and its children, do not. MB is the peak resident memory of the process.", "",
         "| | seconds | processor seconds | target, seconds | MB | |", "|---|---|---|---|---|---|", *table, "",
         "## What is not training or measuring", "",
-        "`grid=mixers` at `scale=smoke`: where the command's wall clock goes.", "",
+        f"`grid=mixers` at `scale={scale}`: where the command's wall clock goes.", "",
         "| | seconds |", "|---|---|", *(f"| {name} | {seconds:.1f} |" for name, seconds in parts.items()),
         f"| all | {whole:.1f} |", "",
-        f"What is not training or measuring takes {whole - work:.1f} s here, and hardly more in a longer grid.", ""])
+        f"What is not training or measuring takes {whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of the whole.", ""])
 
 
 # -- the rows, each in its own process --------------------------------------------------------------------------------
@@ -268,11 +271,11 @@ PARTS = {"imports": "", "plan and start of workers": "checking the settings", "s
 WORK = ("shared work and trials", "speed and memory")
 
 
-def overhead(folder: Path) -> dict[str, float]:
+def overhead(folder: Path, scale: str) -> dict[str, float]:
     """Seconds of each part of a grid's command, by when it says that the part begins."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     began, times, wanted = time.monotonic(), [time.monotonic()], list(PARTS.values())[1:]
-    command = [sys.executable, "-m", "ablations.run", "grid=mixers", "scale=smoke"]
+    command = [sys.executable, "-m", "ablations.run", "grid=mixers", f"scale={scale}"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         for line in process.stdout:
             if wanted and wanted[0] in line:
@@ -281,7 +284,7 @@ def overhead(folder: Path) -> dict[str, float]:
     if process.returncode or wanted:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before it said {wanted}")
     times.append(time.monotonic())
-    parts = {name: end - start for name, start, end in zip(PARTS, times, times[1:], strict=True)}
+    parts = {name: end - start for name, start, end in zip(PARTS, times[:-1], times[1:], strict=True)}
     idle = _idle(folder / "runs", parts["shared work and trials"])
     assert abs(sum(parts.values()) - (time.monotonic() - began)) < 1
     return parts | {"shared work and trials": parts["shared work and trials"] - idle, "between jobs": idle}

@@ -19,8 +19,7 @@ import pytest
 from ablations.progress import read_json
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"]),
-              pytest.mark.xdist_group("cluster")]       # there is one cluster at a time
+pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
 STEPS = 100
 SETTINGS = ("grid=mixers", "scale=smoke", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "model.iterations=2",
             "threads=1", "track.models_mb=0")

@@ -18,8 +18,6 @@ from ablations.launch import Job, JobRun, run_jobs, slurm
 from ablations.progress import read_json
 from iris.errors import SettingError
 
-pytestmark = pytest.mark.xdist_group("cluster")         # there is one cluster at a time
-
 
 @pytest.fixture(scope="session", autouse=True)
 def quick() -> Iterator[None]:
