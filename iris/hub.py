@@ -19,6 +19,17 @@ def is_hub_name(name: str | Path) -> bool:
     return isinstance(name, str) and bool(_NAME.fullmatch(name)) and not name.startswith(".")
 
 
+def no_answer(name: str, revision: str | None = None, token: str | bool | None = None) -> Exception | None:
+    """Ask the hub once, briefly, for the repository ``name``; what went wrong, or None when it answered."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, token=token, timeout=SECONDS)
+    except Exception as error:      # the client's own errors and those of whichever HTTP library it uses
+        return error
+    return None
+
+
 def fetch(name: str, *, revision: str | None = None, token: str | bool | None = None, **options: Any) -> Path:
     """The folder with the files of the repository ``name``: downloaded, or out of the hub's cache on disk.
 
@@ -33,13 +44,9 @@ def fetch(name: str, *, revision: str | None = None, token: str | bool | None = 
     import huggingface_hub
     from huggingface_hub import constants
 
-    problem: Exception | None = None
     offline = constants.HF_HUB_OFFLINE or options.get("local_files_only", False)
-    if not offline:
-        try:
-            huggingface_hub.HfApi().model_info(name, revision=revision, token=token, timeout=SECONDS)
-        except Exception as error:      # the client's own errors and those of whichever HTTP library it uses
-            problem, offline = error, True
+    problem = None if offline else no_answer(name, revision, token)
+    offline = offline or problem is not None
     try:
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, token=token, allow_patterns=list(FILES), **options | {"local_files_only": offline})

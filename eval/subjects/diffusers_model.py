@@ -17,7 +17,7 @@ from eval.images import check_images, to_pixels
 from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
 from eval.workers import Loader
 from iris.errors import SettingError
-from iris.hub import SECONDS
+from iris.hub import no_answer
 from iris.randomness import generator as addressed
 
 INDEX = "model_index.json"
@@ -95,14 +95,9 @@ def find(model: str) -> Path:
             raise SettingError(f"model={model}: {INDEX} is missing; expected a folder that a diffusers pipeline wrote")
         return place
     from diffusers import DiffusionPipeline
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
-    offline = constants.HF_HUB_OFFLINE
-    if not offline:
-        try:        # one question without retries; the client's own go on for a minute
-            HfApi().model_info(model, timeout=SECONDS)
-        except Exception:       # its own errors and those of whichever HTTP library it uses
-            offline = True
+    offline = constants.HF_HUB_OFFLINE or no_answer(model) is not None
     try:
         return Path(DiffusionPipeline.download(model, use_safetensors=True, local_files_only=offline))
     except Exception as error:

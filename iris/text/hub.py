@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris.errors import SettingError
+from iris.hub import no_answer
 
-SECONDS = 5.0                               # to wait for the hub's first answer; its own retries take up to a minute
 MODEL = ("config.json", "model.safetensors")
 WORDS = ("vocab.json", "merges.txt")        # tokenizer.json holds both
 NOWHERE = "neither a folder nor in the hub cache"
@@ -79,8 +79,9 @@ def _download(source: str) -> Path:
 
     wanted = [*MODEL, *TOKENIZER]
     wanted += [f"text_encoder/{name}" for name in MODEL] + [f"tokenizer/{name}" for name in TOKENIZER]
+    if problem := no_answer(source):
+        raise SettingError(explain(source, f"{NOWHERE}, and the hub gave {problem!r}")) from problem
     try:
-        huggingface_hub.HfApi().model_info(source, timeout=SECONDS)         # one question without retries
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
     except Exception as error:      # the client's own errors and those of whichever HTTP library it uses
         raise SettingError(explain(source, f"{NOWHERE}, and the hub gave {error!r}")) from error

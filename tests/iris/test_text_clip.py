@@ -199,7 +199,7 @@ def test_the_hub_is_asked_for_what_the_cache_lacks(online, offline, monkeypatch)
         assert {"config.json", "model.safetensors", "text_encoder/model.safetensors"} < set(allow_patterns)
         return str(save_clip(offline / "elsewhere"))
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: online.append((name, timeout)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout, **_: online.append((name, timeout)))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     (put_in_cache(offline, "org/tiny") / "model.safetensors").unlink()
     CLIPText("org/tiny")
