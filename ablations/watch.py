@@ -86,9 +86,12 @@ class Watch:
         if self.plain:
             self._say(Text(f"grid {self.name}: {self.question}".rstrip(": ")))
         else:
-            self._live = Live(get_renderable=self._screen, console=self.console, refresh_per_second=4)
-            self._live.start()
+            self._draw()
         return self
+
+    def _draw(self) -> None:
+        self._live = Live(get_renderable=self._screen, console=self.console, refresh_per_second=4)
+        self._live.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -159,12 +162,13 @@ class Watch:
         if self._live is not None:
             self._live.stop()
         try:
-            typed = self.console.input(f"{question} [{next(key for key, word in answers.items() if word == default)}] ").strip()
+            usual = next(key for key, word in answers.items() if word == default)
+            typed = self.console.input(f"{question} [{usual}] ", markup=False).strip()
         except (EOFError, KeyboardInterrupt):
             typed = ""
         finally:
             if self._live is not None:
-                self._live.start()
+                self._draw()        # a new one: the old one would go back up over the question
         return answers.get(typed[:1].lower(), default)
 
     def summary(self, outcome: GridOutcome) -> None:
