@@ -79,9 +79,9 @@ def verdict(rows: Rows) -> str:
             cap = smallest_cap(rows, key, resident)
             if key.runtime != "pytorch" and cap is not None and cap <= wanted and key.name not in held.get(key.preset, []):
                 held.setdefault(key.preset, []).append(key.name)
-        presets = "; ".join(f"{preset} ({', '.join(names)})" for preset, names in held.items())
-        said.append(f"{how}, {presets or 'no preset'}")
-    return f"A process makes an image under a cap of {wanted:g} MB, {'. '.join(said)}." if rows.caps else "Not measured."
+        presets = ", ".join(f"{preset} ({', '.join(names)})" for preset, names in held.items())
+        said.append(f"{presets or 'no preset'} {how}")
+    return f"Under a cap of {wanted:g} MB a process makes an image of {'; of '.join(said)}." if rows.caps else "Not measured."
 
 
 def sentences(rows: Rows) -> list[str]:
@@ -191,8 +191,8 @@ def draw_memory(rows: Rows, folder: Path) -> Chart | None:
     _bars(axes, wanted, wanted.__getitem__)
     limit = targets()["memory_mb"]
     axes.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(f"{limit:g} MB", (1, limit), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
-                  textcoords="offset points", ha="right", fontsize=9)
+    axes.annotate(f"{limit:g} MB", (1, limit), xycoords=("axes fraction", "data"), xytext=(4, 0), color=MUTED,
+                  textcoords="offset points", va="center", fontsize=9)
     axes.set_ylabel("peak resident, MB")
     return finish(figure, folder, "memory", "Memory by runtime",
                   f"Peak of a fresh process that makes one image, everything loaded, {number(limit)} MB dashed. PyTorch's "
@@ -211,7 +211,8 @@ def _bars(axes: Axes, wanted: dict[Key, object], value, errors=None) -> None:
     axes.set_xticks(range(len(presets)), presets)
     axes.grid(axis="x", visible=False)
     runtimes = list(dict.fromkeys(runtime for runtime, _ in setups))
-    axes.legend(handles=[Patch(color=COLOURS[one], label=RUNTIMES[one]) for one in runtimes], loc="upper left")
+    axes.legend(handles=[Patch(color=COLOURS[one], label=RUNTIMES[one]) for one in runtimes], loc="lower left",
+                bbox_to_anchor=(0, 1), ncols=len(runtimes))
 
 
 def _markdown_cell(text: str) -> str:

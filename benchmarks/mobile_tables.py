@@ -13,7 +13,7 @@ from eval.caps import CAPS_MB, CapResult, proven
 from eval.targets import TargetResult, check, targets
 
 ALLOWED = 1e-3      # relative, of what is computed in float32
-PART_TITLES = {"text": "text encoder", "generator": "generator, one evaluation", "decoder": "decoder"}
+PART_TITLES = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
 
 
 def cell(value: float | None, note: str = "", kind: str = "") -> Cell:
@@ -90,7 +90,7 @@ def parts_table(rows: Rows) -> Table:
             timed, held = rows.latency.get((key, part), {}), memory.get(part, {})
             cells += [cell(timed.get("median_ms")), cell(held.get("peak_memory_mb")), cell(held.get("weights_mb"))]
         lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
-    return Table(columns, lines, ["Peaks are of a process that holds this part alone, its import included."])
+    return Table(columns, lines, ["One evaluation of the generator. Peaks are of a process that holds this part alone, its import included."])
 
 
 def agreement_table(rows: Rows) -> Table:

@@ -36,7 +36,7 @@ LINE = 160          # characters of a reason
 # What runtimes say when an allocation fails. Loading a library and starting a thread map memory, too.
 OUT_OF_MEMORY = re.compile(
     r"(can't|cannot|failed to|unable to) allocate|MemoryError|bad_?alloc|unable to mmap|failed to map segment"
-    r"|out of memory|can't start new thread|thread creation failed|pthread_create failed", re.IGNORECASE)
+    r"|out[ _]of[ _]memory|memory ?allocation ?failed|can't start new thread|thread creation failed|pthread_create failed", re.IGNORECASE)
 SIGNALS = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 
 # Limits itself, then becomes the command: nothing runs between the two.

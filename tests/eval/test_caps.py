@@ -71,6 +71,7 @@ def test_another_failure_is_an_error():
     "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
     "MemoryError", "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc",
     "ImportError: libtorch_cpu.so: failed to map segment from shared object", "OSError: [Errno 12] Cannot allocate memory",
+    "XNN Runtime creation failed with code: xnn_status_out_of_memory",
     "RuntimeError: unable to mmap 335545088 bytes from file", "RuntimeError: can't start new thread",
     "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1.00 GiB for an array",
     "libgomp: Thread creation failed: Resource temporarily unavailable",
