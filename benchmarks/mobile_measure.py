@@ -24,7 +24,7 @@ from eval.workers import STEADY_HEAP, Loader, Worker
 
 PARTS = ("text", "generator", "decoder")
 TIMEOUT = 1200.0        # seconds of one request
-WARMUP = 2              # rounds
+WARMUP = 1              # rounds
 QUALITY = {"steps": 6, "guidance": 2.5}     # of the shipped model, iterations as trained
 BATCH, BLOCKS, SEED = 50, 20, 321
 LIBRARIES = ("torch", "onnxruntime", "executorch", "numpy")

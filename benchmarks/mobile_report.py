@@ -148,7 +148,7 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
                     "drawn: cost and agreement, not quality"),
         ("Hardware", f"{machine['processor']}, {machine['processors']} processors, {machine['memory_gb']:.0f} GB; a "
                      "server's processor, no phone" if machine else ""),
-        ("Threads", str(machine.get("threads", ""))),
+        ("Threads", _threads(rows)),
         ("Versions", ", ".join(f"{name} {text}" for name, text in machine.get("versions", {}).items())),
         ("Precisions", "int8: weights of linear layers, activations quantised as they come; the rest in float32. fp16: "
                        "x86 processors compute it in float32 or emulate it, so that its time says nothing of a phone"),
@@ -160,6 +160,13 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
         ("Quiet", "; ".join(contended(rows)) or ("yes" if rows.latency else "")),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _threads(rows: Rows) -> str:
+    """Of what was timed and of what was weighed: each row has its own."""
+    timed = sorted({one["threads"] for one in rows.latency.values()})
+    weighed = sorted({one["threads"] for one in rows.memory.values()})
+    return "; ".join(f"{what}: {', '.join(map(str, counts))}" for what, counts in (("latency", timed), ("memory", weighed)) if counts)
 
 
 def draw_latency(rows: Rows, folder: Path) -> Chart | None:
