@@ -116,12 +116,12 @@ def sentences(rows: Rows) -> list[str]:
 def sections(rows: Rows) -> list[Section]:
     """The tables that there are numbers for."""
     found = [
-        Section("Phone targets", "Weights in half precision and live tensors, and runs under caps in half precision. "
-                "Seconds on a phone, and what its system leaves to an app, need the device.", targets_table(rows), "wrap"),
         Section("Memory, and the caps that hold", "", caps_table(rows)),
         Section("Latency", "One image, text encoder and decoder included. Milliseconds are this machine's; ratios are "
                 "what carries over.", latency_table(rows)),
         Section("By part", "", parts_table(rows)),
+        Section("Phone targets", "Weights in half precision and live tensors, and runs under caps in half precision. "
+                "Seconds on a phone, and what its system leaves to an app, need the device.", targets_table(rows), "wrap"),
         Section("Agreement with PyTorch", "", agreement_table(rows)),
         Section("Quality after 8-bit weights", _quality_text(rows), quality_table(rows)),
         Section("Every mixer in ExecuTorch", "", mixers_table(rows), "wrap"),
