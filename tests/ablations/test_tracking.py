@@ -19,6 +19,8 @@ from ablations.tracking import Tracker
 from ablations.tracking_payload import contact_sheet, data_inputs, dataset_fields, flatten
 from iris.errors import SettingError
 
+pytestmark = pytest.mark.xdist_group("tracking")      # one worker: what the module's fixtures make is shared
+
 
 def tracker_of(root: Path, records: list, **options) -> Tracker:
     """A tracker that was told of a grid of these trials."""

@@ -20,6 +20,7 @@ from iris.sampling import SamplingSettings
 from iris.text import Vocabulary, WordEncoder
 from iris.training.tasks import TextToLatent
 
+pytestmark = pytest.mark.xdist_group("tracking_model")      # one worker: what the module's fixtures make is shared
 
 CAPTIONS = ["a red circle", "a blue square"]
 

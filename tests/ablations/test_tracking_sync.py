@@ -21,6 +21,7 @@ from ablations.sync import main
 from ablations.tracking import Tracker
 from iris.training import tracking as stage_tracking
 
+pytestmark = pytest.mark.xdist_group("tracking_sync")      # one worker: what the module's fixtures make is shared
 
 HERE = Path(__file__).parent
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.xdist_group("command")      # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 ARMS = ["grfm", "attention", "fourier", "recurrence", "spatial"]
 SMOKE = ("grid=mixers", "scale=smoke")

@@ -24,7 +24,7 @@ from small_grid import PATIENCE, Driver, results
 from ablations.progress import read_json
 from iris.training.checkpoint import load_tensors
 
-pytestmark = pytest.mark.usefixtures("importable")
+pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]     # the reference is shared
 KILLS = int(os.environ.get("IRIS_KILLS", "4"))
 PROCESSES = ("driver", "controller", "worker", "job")
 

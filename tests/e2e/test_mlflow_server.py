@@ -26,6 +26,7 @@ from ablations.tracking import Tracker
 from iris.training.mlflow_curves import NO_CURVES
 from iris.training.mlflow_location import Location
 
+pytestmark = pytest.mark.xdist_group("mlflow_server")      # one worker: what the module's fixtures make is shared
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("sqlite", "postgresql")

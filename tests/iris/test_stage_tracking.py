@@ -19,6 +19,8 @@ from iris.training.mlflow_location import SCHEMES, Location
 from iris.training.stages.base import save_grid
 from iris.training.tracking import Tracker, unsent
 
+pytestmark = pytest.mark.xdist_group("stage_tracking")      # one worker: what the module's fixtures make is shared
+
 
 def row_of(step: int, begun: float = 100.0) -> dict[str, Any]:
     return {"step": step, "steps": 9, "time": begun + step, "loss": 1.0 / step, "images_per_s": begun,

@@ -2,9 +2,9 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import socket
-import traceback
 
 import pytest
 import torch
@@ -463,27 +463,26 @@ def free_port():
         return found.getsockname()[1]
 
 
+def train_as(rank, port, folder):
+    """One process of two; a fresh one, since autograd refuses to work in a fork of a process that has used it."""
+    torch.set_num_threads(1)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    fit(small_task(adversarial=adaptive()), loop(checkpoint_seconds=1e9), folder)
+
+
 def test_two_processes_follow_one_with_an_adaptive_weight(tmp_path):
     """Each sees half of the batch; the weight is that of all of it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     fit(small_task(adversarial=adaptive()), loop(checkpoint_seconds=1e9), tmp_path / "one")
-    port, children = free_port(), []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-                fit(small_task(adversarial=adaptive()), loop(checkpoint_seconds=1e9), tmp_path / "two")
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    port, spawn = free_port(), multiprocessing.get_context("spawn")
+    pair = [spawn.Process(target=train_as, args=(rank, port, tmp_path / "two")) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
     torch.set_num_threads(threads)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     for name in ("loss", "mse", "generator", "discriminator", "adversarial_weight"):
