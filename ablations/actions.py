@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablations.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
-from ablations.launch.pool import is_locked, stop
+from ablations.launch.pool import local_slots, stop
 from ablations.progress import read_json
 from ablations.trial_state import TrialState, state_of
 from iris.errors import SettingError
@@ -31,9 +31,10 @@ def status(values: dict[str, Any], console: Console) -> int:
             console.print(f"{entry.label}: {found.state}, {found.status.get('phase', '')}", highlight=False, markup=False)
     console.print(_table(record.trials, states))
     counts = Counter(found.state for found in states.values())
-    hours = sum(found.seconds for found in states.values()) * record.threads / 3600
+    count, unit = record.cost or (record.threads, "core")
+    hours = sum(found.seconds for found in states.values()) * count / 3600
     parts = ", ".join(f"{counts[name]} {name}" for name in STYLES if counts[name])
-    console.print(f"{len(states)} trials: {parts}; {hours:.2f} core-hours spent on those that are done", highlight=False)
+    console.print(f"{len(states)} trials: {parts}; {hours:.2f} {unit}-hours spent on those that are done", highlight=False)
     return 1 if counts["failed"] else 0
 
 
@@ -72,20 +73,25 @@ def cancel(values: dict[str, Any], console: Console) -> int:
     from ablations.launch.slurm import RECORD, cancel_jobs      # imports submitit, for which status need not wait
 
     runs, record = _found(values)
-    keys = {entry.key for entry in record.trials}
     record_path(runs, values).with_suffix(CANCELLED).touch()
-    listings = {path for path in (runs / "pool").glob("*.json")
-                if not path.name.startswith("slot-") and {job["key"] for job in (read_json(path) or {}).get("jobs", [])} & keys}
+    listings = _listings(runs, {entry.key for entry in record.trials})
     for path in listings:
         path.with_suffix(".cancel").touch()
-    slots = [slot for path in (runs / "pool").glob("slot-*.json") if is_locked(path.with_suffix(".lock"))
-             and (slot := read_json(path) or {}).get("listing") in {str(path) for path in listings}]
+    slots = [slot for slot in local_slots(runs / "pool") if slot.get("listing") in {str(path) for path in listings}]
     stop(slots)
     numbers = [found["id"] for folder in _job_folders(runs, record) if (found := read_json(folder / RECORD))]
     cancelled = cancel_jobs(numbers) if numbers else 0
     console.print(f"stopped {len(slots)} workers here and {cancelled} Slurm jobs; the same command without action=cancel goes on",
                   highlight=False)
     return 0
+
+
+def _listings(runs: Path, keys: set[str]) -> list[Path]:
+    """Lists of workers that have no other trials than these: another grid that shares some goes on."""
+    found = {path: {job["key"] for job in (read_json(path) or {}).get("jobs", [])} for path in (runs / "pool").glob("*.json")
+             if not path.name.startswith("slot-")}
+    trials = {path: {key for key in listed if not key.startswith("prepare-")} for path, listed in found.items()}
+    return [path for path, listed in trials.items() if listed and listed <= keys]
 
 
 def _job_folders(runs: Path, record: GridRecord) -> list[Path]:

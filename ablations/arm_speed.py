@@ -16,6 +16,7 @@ from ablations.plan import Plan, hardware, network_of
 from ablations.progress import read_json
 
 if TYPE_CHECKING:
+    from ablations.settings import Launcher
     from ablations.watch import Watch
 
 
@@ -27,17 +28,21 @@ class ArmSpeed:
         backend: where the trials ran. Slurm's runs the measuring too, as a job that has a node to itself: a login node is
             shared, and not what trials run on.
         tick: called while it waits for such a job.
+        cluster: Slurm's settings, where that is so.
     """
 
     plan: Plan
     backend: Backend
     watch: Watch
     tick: Callable[[], None]
-    on_cluster: bool
+    cluster: Launcher | None
     notes: list[str] = field(default_factory=list)
 
-    def measure(self) -> dict[str, dict[str, Any]]:
-        """Metrics by arm, the baseline first, from one finished trial of each network: training changes neither."""
+    def measure(self, stored: bool = False) -> dict[str, dict[str, Any]]:
+        """Metrics by arm, the baseline first, from one finished trial of each network: training changes neither.
+
+        ``stored``: only what was measured before, since trials may be running beside.
+        """
         chosen: dict[str, Trial] = {}
         networks: dict[str, Trial] = {}
         for trial in self.plan.trials:
@@ -45,14 +50,33 @@ class ArmSpeed:
                 chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
         if not chosen:
             return {}
-        self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
-        measure = self._on_node if self.on_cluster else self._here
-        measured = measure(list(networks.values()))
+        if stored:
+            measured = self._stored({trial.key for trial in networks.values()})
+        else:
+            self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
+            measured = (self._on_node if self.cluster else self._here)(list(networks.values()))
         contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
         if contended:
             self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
         return {arm: {name: value for name, value in measured[trial.key].items() if name != "contended"}
                 for arm, trial in chosen.items() if trial.key in measured}
+
+    def _stored(self, keys: set[str]) -> dict[str, dict[str, Any]]:
+        """The newest measurement of all these models together, so that ratios are of one run."""
+        places = [*(self.plan.runs / "speed").glob("*.json"), *(self.plan.runs / "speed").glob(f"*/{RESULT}")]
+        for place in sorted(places, key=lambda path: path.stat().st_mtime, reverse=True):
+            found = read_json(place) or {}
+            measured = found.get("speed", found)
+            if keys <= measured.keys():
+                self._say_where(found)
+                return measured
+        self.notes.append("Speed and memory of these models were not measured together yet; the command without action=report does it.")
+        return {}
+
+    def _say_where(self, result: dict[str, Any]) -> None:
+        """The node of a cluster's measurement is not the machine that the report is written on."""
+        if made_on := result.get("environment"):
+            self.notes.append(f"Speed was measured on node {made_on['host']} of the cluster: {made_on['device']}, {made_on['cpu']}.")
 
     def _here(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
         from ablations.speed import measure_speed
@@ -71,7 +95,7 @@ class ArmSpeed:
             return {}
 
     def _on_node(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        job = jobs.speed_job(trials, self.plan.runs)
+        job = jobs.speed_job(trials, self.plan.runs, self.cluster.speed_constraint or self.cluster.constraint)
         failed: list[dict[str, str]] = []
 
         def ended(job: Job, error: dict[str, str] | None) -> None:
@@ -86,4 +110,6 @@ class ArmSpeed:
                 raise
         if failed:
             self.notes.append(f"Speed and memory were not measured: {failed[0]['message']} (log: {failed[0]['log']})")
-        return (read_json(job.folder / RESULT) or {}).get("speed", {})
+        result = read_json(job.folder / RESULT) or {}
+        self._say_where(result)
+        return result.get("speed", {})

@@ -2,7 +2,8 @@
 
     what=checkpoints   training state of finished trials and stages; their weights, samples and results stay
     what=failed        folders of failed trials
-    what=unused        stages that no trial in the folder needs, lists and logs of workers that are gone
+    what=unused        shared work that no trial or unfinished grid needs, lists and logs of workers that are gone;
+                       never what `python -m iris.training` made
     what=trials        whole trials, by keys= or older=
     older=7d           only what was not written for so long: d, h or m
     keys=A,B           only trials and stages whose keys begin so
@@ -24,6 +25,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ablations.grid_record import load_record
+from ablations.launch.job import ERROR, RESULT
 from ablations.launch.pool import is_locked
 from ablations.progress import read_json
 from ablations.stored import megabytes, size_of
@@ -33,6 +36,8 @@ from iris.errors import SettingError
 KINDS = ("checkpoints", "failed", "unused", "trials")
 UNITS = {"d": 86400, "h": 3600, "m": 60}
 CHECKPOINTS = ("checkpoint*", "best*", "train")
+SHARED = ("data-", "latent-", "text-", "reference-")
+DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -127,17 +132,45 @@ def candidates(choice: Choice) -> Iterator[Path]:
 
 
 def _unused(choice: Choice) -> Iterator[Path]:
-    """Stages that no trial names, and what workers left."""
+    """Shared work that nobody names, and what workers left."""
     lists = [read_json(place / "stages.json") for place in (choice.runs / "trials").glob("*") if place.is_dir()]
-    needed = {key for listed in lists for key in listed or []}
+    needed = {key for listed in lists for key in listed or []} | _planned(choice.runs)
     told = all(listed is not None for listed in lists)      # a trial that does not say what it needs may need any
     for place in sorted((choice.runs / "stages").glob("*")) if told else []:
-        if place.name not in needed and state_of(place).state != "running" and choice.takes(place, place.name):
+        if _shared(place) and place.name not in needed and state_of(place).state != "running" and choice.takes(place, place.name):
             yield place
-    busy = any(is_locked(path) for path in (choice.runs / "pool").glob("slot-*.lock"))
-    for place in [] if busy else [*sorted((choice.runs / "pool").glob("*")), *sorted((choice.runs / "logs").glob("*"))]:
-        if choice.takes(place, place.name):
+    if any(is_locked(path) for path in (choice.runs / "pool").glob("slot-*.lock")):
+        return
+    submitted = _submitted(choice.runs)
+    for place in [*sorted((choice.runs / "pool").glob("*")), *sorted((choice.runs / "logs").glob("*"))]:
+        if place.name not in submitted and choice.takes(place, place.name):
             yield place
+
+
+def _shared(place: Path) -> bool:
+    """Whether a folder is a grid's shared work. Trained models lie beside it; those say what they are in settings.json."""
+    return place.name.startswith("prepare-") or (place.name.startswith(SHARED) and not (place / "settings.json").exists())
+
+
+def _planned(runs: Path) -> set[str]:
+    """Stages of grids that are not finished: their trials may not have begun, or wait for a cluster."""
+    needed = set()
+    for path in (runs / "grids").glob("*.json"):
+        record = load_record(path)
+        folders = [runs / entry.folder for entry in record.trials]
+        begun = any(folder.exists() for folder in folders) or time.time() - path.stat().st_mtime < DAY
+        if begun and not all((folder / RESULT).exists() for folder in folders):
+            needed |= {entry.key for entry in record.stages}
+    return needed
+
+
+def _submitted(runs: Path) -> set[str]:
+    """Folders of logs that belong to jobs without an end: submitit keeps there what a queued job is to run."""
+    found = set()
+    for path in [*(runs / "trials").glob("*/job.json"), *(runs / "stages").glob("*/job.json"), *(runs / "speed").glob("*/job.json")]:
+        if not any((path.parent / name).exists() for name in (RESULT, ERROR)):
+            found.add(Path((read_json(path) or {}).get("log", "")).parent.name)
+    return found
 
 
 def newest(path: Path) -> float:

@@ -20,6 +20,7 @@ from iris.mixers import OPTION_GROUPS, is_resizable, option_groups, source_diges
 RESULTS_VERSION = 1
 LATENT_TRAINING = ("steps", "batch", "learning_rate", "kl_weight", "detail_weight", "seed")
 HOW_TRAINED = ("device", "accumulate", "compile", "gradient_checkpointing", "checkpoint_seconds")
+WIDEST = 1 << 16
 TOLERANCE = {"params": 0.01, "flops": 0.01, "latency": 0.05}    # relative difference that `match` accepts
 
 
@@ -170,7 +171,7 @@ def _closest(arm: Arm, step: int, target: float, cost: Callable[[dict[str, Any]]
         return cost(_with_width(arm.settings, width))
 
     high = step
-    while at(high) < target:
+    while at(high) < target and high < WIDEST:      # a mixer may take a width and not grow with it
         high *= 2
     low = high // 2 if high > step else step
     while high - low > step:                        # cost grows with width: bisect on multiples of the step

@@ -16,9 +16,10 @@ from iris.training.files import write_json
 
 if TYPE_CHECKING:
     from ablations.plan import Plan
+    from ablations.settings import Launcher
 
-# Settings that change nothing about which trials a grid has.
 CANCELLED = ".cancelled"    # suffix of a file beside the record: whoever follows the grid is to stop
+# Settings that change nothing about which trials a grid has.
 HOW = ("launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track")
 
 
@@ -35,7 +36,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class GridRecord:
-    """A grid as last planned, below ``runs_dir``/grids."""
+    """A grid as last planned, below ``runs_dir``/grids; while a rung of its halving runs, that rung.
+
+    ``cost``: what a trial occupies, as ``cost_of`` says; None in records from before.
+    """
 
     name: str
     question: str
@@ -44,22 +48,29 @@ class GridRecord:
     threads: int
     trials: list[Entry]
     stages: list[Entry]
+    cost: list[Any] | None = None
     driver: dict[str, Any] = field(default_factory=lambda: {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
     @classmethod
-    def of(cls, plan: Plan, name: str, question: str, command: str, launcher: str) -> GridRecord:
+    def of(cls, plan: Plan, name: str, question: str, command: str, launcher: Launcher) -> GridRecord:
         """The record of a plan."""
         trials = [Entry(t.key, f"{t.arm}, seed {t.seed}", f"trials/{t.key}", t.arm, t.seed) for t in plan.trials]
         stages = {key: Entry(key, label, f"stages/{key}") for trial in plan.trials
                   for key, label in plan.stages(trial).keys.items()}
-        return cls(name, question, command, launcher, plan.threads, trials, list(stages.values()))
+        return cls(name, question, command, launcher.name, plan.threads, trials, list(stages.values()),
+                   list(cost_of(launcher, plan.threads)))
 
     def save(self, path: Path) -> None:
-        """Write it. What was cancelled before is not any more."""
+        """Write it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(CANCELLED).unlink(missing_ok=True)
         if asdict(self) | {"driver": None} != (read_json(path) or {}) | {"driver": None}:
             write_json(path, asdict(self))
+
+
+def cost_of(launcher: Launcher, threads: int) -> tuple[int, str]:
+    """What a trial occupies: how many, and of what."""
+    gpus = launcher.gpus_per_trial * launcher.nodes
+    return (gpus, "GPU") if gpus else (threads * launcher.nodes, "core")
 
 
 def record_path(runs: Path, values: Mapping[str, Any]) -> Path:

@@ -27,14 +27,21 @@ def stages(folder: str, plan: dict[str, Any]) -> None:
 
 def speed(folder: str, plan: dict[str, Any]) -> None:
     """Measure speed and memory of models on the node that this runs on; see ``ablations.speed.measure_speed``."""
+    import torch
+
     from ablations.speed import measure_loaders
+    from ablations.trial import environment
     from iris.training.files import write_json
 
-    write_json(Path(folder) / "result.json", {"speed": measure_loaders(plan["loaders"], plan["rounds"], plan["warmup"], plan["threads"])})
+    measured = measure_loaders(plan["loaders"], plan["rounds"], plan["warmup"], plan["threads"])
+    write_json(Path(folder) / "result.json", {"speed": measured, "environment": environment(torch.device("cpu"))})
 
 
-def speed_job(trials: Sequence[Trial], runs: Path) -> Job:
-    """The job that measures the models of finished trials, alone on a node; its folder is that of these models."""
+def speed_job(trials: Sequence[Trial], runs: Path, node: str | None) -> Job:
+    """The job that measures the models of finished trials, alone on a node; its folder is that of these models.
+
+    ``node``: the features that the node must have.
+    """
     from ablations.digests import digest
     from ablations.launch import Job
     from ablations.speed import loaders_of
@@ -42,5 +49,5 @@ def speed_job(trials: Sequence[Trial], runs: Path) -> Job:
     measure = trials[0].settings["measure"]
     plan = {"loaders": loaders_of(trials, runs), "rounds": measure["latency_rounds"], "warmup": measure["latency_warmup"],
             "threads": 1}
-    key = f"speed-{digest([[t.key for t in trials], plan['rounds'], plan['warmup'], 'slurm'])}"
+    key = f"speed-{digest([[t.key for t in trials], plan['rounds'], plan['warmup'], 'slurm', *([node] if node else [])])}"
     return Job(key, speed, plan, runs / "speed" / key, exclusive=True)

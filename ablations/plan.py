@@ -28,8 +28,9 @@ from ablations.model import (
     text_width,
     times_of,
 )
+from ablations.launch import processes_of, threads_of
 from ablations.progress import read_json
-from ablations.settings import Settings
+from ablations.settings import Launcher, Settings
 from ablations.stages import Stages
 from eval.judges import describe
 from iris import data
@@ -83,11 +84,12 @@ def make_plan(settings: Settings, values: dict[str, Any]) -> Plan:
     arms = [_with_places(arm) for arm in expand(settings, values)]
     for arm in arms:
         _check_arm(arm)
+        _check_shared_batch(arm, settings.launcher)
     arms = match_arms(arms, settings.grid.match, _cost(settings.grid.match, arms[0], Path(settings.runs_dir)))
     judge = describe(**values["judge"])
     facts = {arm.name: {"data": _fingerprint(arm.settings["data"]), "judge": judge["sha256"], **part_facts(arm.settings)}
              for arm in arms}
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.launcher.workers)
+    threads = threads_of(settings.launcher, settings.threads)
     trials = _different(trials_of(arms, settings.seeds, facts), bool(settings.grid.include))
     named = {trial.arm for trial in trials}
     arms = [arm for arm in arms if arm.name in named]
@@ -133,6 +135,14 @@ def _check_arm(arm: Arm) -> None:
     times_of(arm.settings)
     sampling_of(arm.settings)
     _check_passes(arm)
+
+
+def _check_shared_batch(arm: Arm, launcher: Launcher) -> None:
+    """The processes of a trial and the parts of each take equal shares of a batch."""
+    parts = processes_of(launcher) * arm.settings["train"]["accumulate"]
+    if arm.settings["train"]["batch"] % parts:
+        raise SettingError(f"train.batch={arm.settings['train']['batch']} must be a multiple of {parts}: launcher.nodes={launcher.nodes} "
+                           f"times launcher.gpus_per_trial={launcher.gpus_per_trial} (at least 1) times train.accumulate")
 
 
 def _check_counts(arm: Arm) -> None:

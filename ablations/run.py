@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablations.compose import GROUPS, composed, options, settings_of
-from ablations.launch import thread_environment
+from ablations.launch import thread_environment, threads_of
 from iris.errors import SettingError
 from iris.settings import plain_values
 from iris.training.mlflow_location import Location
@@ -104,13 +104,13 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
     Location.of(settings.track.uri, Path.cwd()).check()
     if settings.dry_run:
         return _dry_run(settings, values, console)
-    from ablations.grid_record import record_path
+    from ablations.grid_record import cost_of, record_path
     from ablations.tracking import Tracker
     from ablations.watch import Watch
 
     record = record_path(Path(settings.runs_dir), values)
     with Watch(settings.grid.name, settings.grid.question, settings.launcher.workers, console,
-               cost=_cost(settings.launcher, settings.threads)) as watch:
+               cost=cost_of(settings.launcher, threads_of(settings.launcher, settings.threads))) as watch:
         watch.note("checking the settings")
         from ablations.plan import make_plan
         from ablations.session import Detached, Session
@@ -133,13 +133,6 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
         console.print(problem, style="yellow", markup=False)
     console.print(f"\nreport   {report}\nMLflow   {tracker.command}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
-
-
-def _cost(launcher: Any, threads: int | None) -> tuple[int, str]:
-    """What a trial occupies."""
-    if launcher.gpus_per_trial:
-        return launcher.gpus_per_trial * launcher.nodes, "GPU"
-    return (threads or max(1, (os.cpu_count() or 1) // launcher.workers)) * launcher.nodes, "core"
 
 
 def _check_room(settings: Any) -> None:

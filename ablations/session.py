@@ -38,6 +38,10 @@ class Cancelled(KeyboardInterrupt):
     """``action=cancel`` stopped the grid from another terminal."""
 
 
+class RungOpen(Exception):
+    """A report is written while a rung of the halving still runs: who goes on is not known."""
+
+
 class Session:
     """What an invocation knows.
 
@@ -56,9 +60,11 @@ class Session:
         self._tracked = False
         self.began = time.monotonic()
         self.backend = make_backend(settings.launcher, plan.runs, plan.threads)
-        self._cancelled = record.with_suffix(CANCELLED) if settings.action != "report" else None
-        if settings.action != "report":         # which also reads what lies on a disk that cannot be written
-            GridRecord.of(plan, settings.grid.name, settings.grid.question, command(), settings.launcher.name).save(record)
+        self.reads_only = settings.action == "report"       # also what lies on a disk that cannot be written
+        self._record, self._cancelled = record, record.with_suffix(CANCELLED)
+        if not self.reads_only:
+            self._cancelled.unlink(missing_ok=True)         # what was cancelled before is not any more
+            self._write_record()
 
     def run(self) -> tuple[GridOutcome, Path, list[str]]:
         """Everything; returns the outcome, the report's path, and what MLflow could not take.
@@ -73,7 +79,7 @@ class Session:
 
         tracker, grid = self.tracker, self.settings.grid
         halving = halving_of(grid.halving)
-        if halving is not None and self.settings.action != "report":
+        if halving is not None:
             self._halve(halving)
         tracker.start(self.outcome([]), self.plan.trials, self.settings.seeds, grid.baseline)
         self._tracked = True
@@ -98,8 +104,12 @@ class Session:
 
     def _speed(self) -> dict[str, dict[str, Any]]:
         on_cluster = self.settings.launcher.name == "slurm"
-        arms = ArmSpeed(self.plan, self.backend, self.watch, self._tick, on_cluster, self.notes)
-        return arms.measure()
+        arms = ArmSpeed(self.plan, self.backend, self.watch, self._tick, self.settings.launcher if on_cluster else None, self.notes)
+        return arms.measure(stored=self.reads_only)
+
+    def _write_record(self) -> None:
+        grid = self.settings.grid
+        GridRecord.of(self.plan, grid.name, grid.question, command(), self.settings.launcher).save(self._record)
 
     def _take(self, plan: Plan) -> None:
         """Work on this plan from here on."""
@@ -109,17 +119,29 @@ class Session:
     def _halve(self, halving: Halving) -> None:
         """Run the rungs and go on with the arms that are left. MLflow is told of the whole trials alone."""
         left = self.plan
-        for left, note in halve(self.plan, self.settings.seeds, self.settings.grid.decide, halving, self._rung):
-            self.notes.append(note)
-            self.watch.note(note)
+        try:
+            for left, note in halve(self.plan, self.settings.seeds, self.settings.grid.decide, halving, self._rung):
+                self.notes.append(note)
+                self.watch.note(note)
+        except RungOpen as rung:
+            self.notes.append(f"Successive halving: {rung} is not finished.")
         self._take(left)
+        if not self.reads_only:
+            self._write_record()
 
     def _rung(self, plan: Plan, name: str) -> None:
-        """Run the short trials of a rung."""
+        """Run the short trials of a rung, which is what status, cancel and retry see of the grid meanwhile."""
         self.watch.note(f"{name}: {len(plan.trials)} trials of {plan.trials[0].settings['train']['steps']} steps")
         self._take(plan)
+        if self.reads_only:
+            if any(state_of(plan.folder(trial)).state in UNFINISHED for trial in plan.trials):
+                raise RungOpen(name)
+            return
+        self._write_record()
         self._show()
         self._follow(self._jobs())
+        if self.only is not None and self.only & self.trials.keys():
+            self.only = None                    # what was tried again belongs to a rung: the grid goes on behind it
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -192,7 +214,7 @@ class Session:
                 self.tracker.trial_started(job.key)
 
     def _tick(self) -> None:
-        if self._cancelled and self._cancelled.exists():
+        if not self.reads_only and self._cancelled.exists():
             self.backend.cancel()
             raise Cancelled
         for key, place in self.backend.places().items():

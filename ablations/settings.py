@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from eval.judges import JUDGES
 from iris.depth import Depth
+from iris.errors import SettingError
 from iris.mixers import OPTION_GROUPS, AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
 from iris.settings import build, flatten, number, one_of, suggestion
 from iris.training.flow_settings import FlowTraining, Model
@@ -140,6 +141,11 @@ class Launcher:
     python: str | None
     speed_constraint: str | None
     sbatch: dict
+
+    def __post_init__(self) -> None:
+        if self.name != "slurm" and self.gpus_per_trial > 1:
+            raise SettingError(f"launcher.gpus_per_trial={self.gpus_per_trial} with launcher={self.name}: a trial is one process there, "
+                               "on one GPU; allowed: 0, 1 (or launcher=slurm)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ablations.digests import digest
-from ablations.grid import used_latent
+from ablations.grid import RESULTS_VERSION, used_latent
 from ablations.model import build_latent_of, build_text, latent_shape
 from ablations.progress import Status, read_json
 from eval.judges import Judge, load_judge
@@ -54,9 +54,10 @@ class Stages:
 
     def __init__(self, settings: dict[str, Any], facts: dict[str, str], runs: Path) -> None:
         """``facts``: {"data": fingerprint, "judge": sha256}, and "text", "latent" of pretrained parts."""
-        data = settings["data"]
+        # What was made before versions counted here is still good.
+        data, version = settings["data"], ([RESULTS_VERSION] if RESULTS_VERSION > 1 else [])
         self.settings, self.root = settings, runs / "stages"
-        self.data_key = "data-" + digest([facts["data"], data["size"], data["max_bad"]])
+        self.data_key = "data-" + digest([facts["data"], data["size"], data["max_bad"], *version])
         latent = used_latent(settings["latent"]) | ({"source": facts["latent"]} if "latent" in facts else {})
         self.latent_key = "latent-" + digest([self.data_key, latent])
         self.text_key = "text-" + digest([self.data_key, facts["text"]]) if "text" in facts else None

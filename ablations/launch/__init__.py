@@ -19,7 +19,10 @@ from ablations.launch.job import Job, forget_error
 if TYPE_CHECKING:
     from ablations.settings import Launcher
 
-__all__ = ["Backend", "Job", "JobRun", "deaf_to_interrupts", "environment", "make_backend", "run_jobs", "thread_environment"]
+__all__ = ["Backend", "Job", "JobRun", "deaf_to_interrupts", "environment", "make_backend", "processes_of", "run_jobs",
+           "thread_environment", "threads_of"]
+
+CLUSTER_THREADS = 4         # of a trial on Slurm, whose nodes are not this machine
 
 
 class Backend(Protocol):
@@ -46,6 +49,18 @@ class Backend(Protocol):
     def cancel(self) -> None:
         """Stop what ``begin`` started."""
         ...
+
+
+def threads_of(launcher: Launcher, threads: int | None) -> int:
+    """Processor threads of a trial: ``threads``, or the machine's cores divided among the workers."""
+    if threads is not None:
+        return threads
+    return CLUSTER_THREADS if launcher.name == "slurm" else max(1, (os.cpu_count() or 1) // launcher.workers)
+
+
+def processes_of(launcher: Launcher) -> int:
+    """Processes that share each batch of a trial: one for each GPU of each node."""
+    return launcher.nodes * max(1, launcher.gpus_per_trial) if launcher.name == "slurm" else 1
 
 
 def make_backend(launcher: Launcher, runs: Path, threads: int) -> Backend:

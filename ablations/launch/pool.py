@@ -1,8 +1,9 @@
 """Local workers: a process a slot that imports everything once and runs each job in a copy of itself.
 
 Workers are submitit jobs. They choose among the jobs of a list by locks, which die with their holders: so the driver may
-go, several drivers may share the slots of one runs folder, and no job runs twice at once. A slot is ``runs/pool/slot-N``:
-its lock is held by the worker, and by a job of a worker that was killed, for as long as it computes.
+go, several drivers may share the slots of one runs folder, and no job runs twice at once. A slot is
+``runs/pool/slot-HOST-N``: its lock is held by the worker, and by a job of a worker that was killed, for as long as it
+computes. Machines that share the folder have slots of their own, and their processes are not ours to signal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ablations.settings import Launcher
 
 YEAR = 60 * 24 * 365            # minutes: a worker ends with its list; time limits are a job's
+HOST = socket.gethostname().partition(".")[0]
 IDLE_STARTS = 3                 # workers of a slot in a row that ended without any job having ended meanwhile
 
 
@@ -52,6 +55,16 @@ def is_locked(path: Path) -> bool:
         return True
     file.close()
     return False
+
+
+def slot_file(pool: Path, slot: int, suffix: str) -> Path:
+    """A file of this machine's slot."""
+    return pool / f"slot-{HOST}-{slot}{suffix}"
+
+
+def local_slots(pool: Path) -> list[dict[str, Any]]:
+    """What the living workers of this machine say they do."""
+    return [read_json(path) or {} for path in pool.glob(f"slot-{HOST}-*.json") if is_locked(path.with_suffix(".lock"))]
 
 
 class Pool:
@@ -105,14 +118,14 @@ class Pool:
         stop(slot for slot in self._slots() if slot.get("listing") == str(self.listing))
 
     def _slots(self) -> list[dict[str, Any]]:
-        return [read_json(path) or {} for path in self.folder.glob("slot-*.json") if is_locked(path.with_suffix(".lock"))]
+        return local_slots(self.folder)
 
     def _fill(self, wanted: int) -> bool:
         """Start a worker in each free slot, not more than there are jobs; False when all end without finishing any."""
         alive = False
         for slot in range(min(self.launcher.workers, wanted)):
             worker = self.workers.get(slot)
-            if is_locked(self.folder / f"slot-{slot}.lock") or (worker and not worker.done(force_check=True)):
+            if is_locked(slot_file(self.folder, slot, ".lock")) or (worker and not worker.done(force_check=True)):
                 alive = True                                    # at work, or importing
                 continue
             if worker is not None:
@@ -151,7 +164,7 @@ def serve(listing: str, slot: int) -> None:
     """A worker: run the jobs of a list until none is open, one after another, each in a fork of this process."""
     path = Path(listing)
     for _ in range(20):                                         # a driver that looks holds the lock for a moment
-        lock = try_lock(path.parent / f"slot-{slot}.lock")
+        lock = try_lock(slot_file(path.parent, slot, ".lock"))
         if lock is not None:
             break
         time.sleep(0.05)
@@ -169,7 +182,7 @@ class Worker:
     """One worker's loop over its list."""
 
     def __init__(self, listing: Path, slot: int, given: dict[str, Any]) -> None:
-        self.listing, self.path, self.given = listing, listing.parent / f"slot-{slot}.json", given
+        self.listing, self.path, self.given = listing, slot_file(listing.parent, slot, ".json"), given
         self.jobs = [Job(j["key"], _function(j["function"]), j["plan"], Path(j["folder"]), tuple(map(Path, j["needs"])))
                      for j in given["jobs"]]
         self.child: int | None = None

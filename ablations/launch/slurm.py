@@ -24,16 +24,18 @@ from submitit.helpers import DelayedSubmission
 from ablations.launch.heartbeat import Listener, heartbeat
 from ablations.launch.job import Job, failure, needs_failed, no_room, tail
 from ablations.progress import read_json
+from ablations.trial_state import state_of
 from iris.errors import SettingError
 from iris.training.files import write_json
 
 if TYPE_CHECKING:       # it knows the model, and with it torch, which a job imports only if it needs it
     from ablations.settings import Launcher
 
-RECORD = "job.json"             # {"id", "log", "time"} of the job that was last submitted for a folder
+RECORD = "job.json"             # {"id", "log", "time", "user"} of the job that was last submitted for a folder
 SETTLE_SECONDS = 15.0           # from a job's end to its files being seen on every node
 SILENT_SECONDS = 600.0          # without squeue, a job whose heart has not beaten this long is dead
 ASK_SECONDS = 2.0
+ASK_AGAIN = (1.0, 2.0, 4.0, 8.0)  # seconds between tries before anything is submitted
 ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STOPPED",
          "SUSPENDED", "SPECIAL_EXIT")
 # submitit handles USR2, once it is imported; before, the signal would end a job that Slurm means to queue again.
@@ -87,7 +89,7 @@ class Slurm:
 
         self.logs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.runs / "slurm.lock"):    # two drivers that start at once must not both submit
-            self._ask(force=True)
+            self._ask_first()
             fresh = [job for job in jobs if not job.succeeded and not self._adopt(job)]
             by_folder = {job.folder: job for job in jobs}
             for needs, group in _grouped(fresh).items():
@@ -99,7 +101,7 @@ class Slurm:
             self._ask(force=True)
 
     def running(self) -> set[str]:
-        """Keys of the jobs that squeue calls running, or that a heart beats for."""
+        """Keys of the jobs that squeue calls running."""
         self._ask()
         return {key for key, number in self.ids.items() if (found := self._listed.get(number)) and found.state == "RUNNING"}
 
@@ -153,7 +155,8 @@ class Slurm:
     def _adopt(self, job: Job) -> bool:
         """Take over a job that an earlier driver submitted and that is still there."""
         record = read_json(job.folder / RECORD) or {}
-        if record.get("id") not in self._listed:
+        others = record.get("user", getpass.getuser()) != getpass.getuser() and state_of(job.folder).state == "running"
+        if record.get("id") not in self._listed and not others:     # squeue lists this user's jobs alone
             return False
         self.ids[job.key], self.paths[job.key] = record["id"], record["log"]
         return True
@@ -170,8 +173,8 @@ class Slurm:
         for job, handle in zip(jobs, handles, strict=True):
             self.ids[job.key], self.paths[job.key] = handle.job_id, str(handle.paths.stderr)
             job.folder.mkdir(parents=True, exist_ok=True)
-            write_json(job.folder / RECORD, {"id": handle.job_id, "log": self.paths[job.key], "time": time.time()},
-                       durable=False)
+            write_json(job.folder / RECORD, {"id": handle.job_id, "log": self.paths[job.key], "time": time.time(),
+                                             "user": getpass.getuser()}, durable=False)
 
     def _executor(self, job: Job, before: Sequence[str]) -> Any:
         import submitit
@@ -192,12 +195,26 @@ class Slurm:
                    "dependency": f"afterany:{':'.join(before)}" if before else None}
         executor.update_parameters(
             job_name="iris", time=chosen.timeout_min, cpus_per_task=threads, nodes=chosen.nodes if job.spread else 1,
-            ntasks_per_node=1, array_parallelism=chosen.workers, signal_delay_s=chosen.signal_s,
+            ntasks_per_node=max(1, chosen.gpus_per_trial) if job.spread else 1, array_parallelism=chosen.workers, signal_delay_s=chosen.signal_s,
             srun_args=["--kill-on-bad-exit=1"], additional_parameters={"requeue": True, **chosen.sbatch},
             **{key: value for key, value in options.items() if value is not None})
         return executor
 
     # -- asking ---------------------------------------------------------------------------------------------------
+
+    def _ask_first(self) -> None:
+        """Ask until squeue answers: without it, what lives would be submitted a second time.
+
+        Raises:
+            SettingError: it does not.
+        """
+        for wait in (*ASK_AGAIN, None):
+            self._ask(force=True)
+            if self._answered:
+                return
+            if wait is not None:
+                time.sleep(wait)
+        raise SettingError("launcher=slurm: squeue does not answer; nothing was submitted, run the same command again")
 
     def _ask(self, force: bool = False) -> None:
         """Ask squeue for this user's jobs, at most every few seconds; an answer that fails leaves the last one."""
@@ -228,12 +245,13 @@ def listed_jobs() -> dict[str, Listed] | None:
 
 
 def cancel_jobs(numbers: Iterable[str]) -> int:
-    """Cancel those of the jobs that are queued or run; returns how many.
+    """Cancel those of the jobs that are queued or run, or all where squeue does not answer; returns how many.
 
     Raises:
         SettingError: there is no squeue.
     """
-    there = sorted(set(numbers) & (listed_jobs() or {}).keys())
+    listed = listed_jobs()
+    there = sorted(set(numbers) if listed is None else set(numbers) & listed.keys())
     for part in _parts(there, 200):
         subprocess.run(["scancel", *part], capture_output=True, check=False)
     return len(there)

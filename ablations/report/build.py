@@ -165,6 +165,7 @@ def _facts(outcome: GridOutcome, analysis: Analysis) -> list[tuple[str, str]]:
         ),
         ("Statistics", _statistics(analysis)),
         ("Hardware", _machine(hardware)),
+        ("Trained on", _trained_on(outcome)),
         ("Threads", str(hardware.get("threads") or "")),
         ("PyTorch", str(hardware.get("torch") or "")),
         ("Commit", outcome.commit),
@@ -186,6 +187,15 @@ def _machine(hardware: dict[str, Any]) -> str:
     parts += [f"{hardware['cores']} cores"] if hardware.get("cores") else []
     parts += [f"{float(hardware['memory_gb']):.3g} GB memory"] if hardware.get("memory_gb") else []
     return ", ".join(parts)
+
+
+def _trained_on(outcome: GridOutcome) -> str:
+    """Devices of the trials, where they are not those of the machine that the report is written on."""
+    here = (outcome.hardware.get("device"), outcome.hardware.get("cpu"))
+    made = {(r.environment.get("device"), r.environment.get("cpu")) for r in outcome.records if r.environment}
+    if made <= {here}:
+        return ""
+    return "; ".join(sorted(", ".join(str(part) for part in one if part) for one in made))
 
 
 def _statistics(analysis: Analysis) -> str:

@@ -82,8 +82,9 @@ def source_digest(name: str) -> str:
 
 
 def is_resizable(name: str) -> bool:
-    """Whether ``width`` changes the size of the mixer called ``name``."""
-    return getattr(_kind(name)[0], "resizable", True)
+    """Whether ``width`` changes the size of the mixer called ``name``: as it says, or if its constructor takes one."""
+    kind = _kind(name)[0]
+    return getattr(kind, "resizable", "width" in inspect.signature(kind.__init__).parameters)
 
 
 def build_mixer(

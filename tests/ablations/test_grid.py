@@ -179,6 +179,31 @@ def test_nothing_is_matched_where_nothing_is_asked():
     assert match_arms(arms, "none", parameters) == arms
 
 
+STUBBORN = """
+from torch import nn
+
+class Bare(nn.Linear):
+    reach = None
+
+    def __init__(self, dim):
+        super().__init__(dim, dim)
+
+class Stubborn(Bare):
+    def __init__(self, dim, width=None):
+        super().__init__(dim)
+"""
+
+
+def test_a_mixer_that_does_not_grow_with_its_width_ends_the_search(tmp_path, monkeypatch):
+    (tmp_path / "stubborn_mixers.py").write_text(STUBBORN)
+    monkeypatch.syspath_prepend(tmp_path)
+    arms = expand(*with_grid(axes={"model.mixer": ["grfm", "stubborn_mixers:Bare"]}, baseline={"model.mixer": "grfm"}))
+    assert match_arms(arms, "params", parameters)[1].matched.startswith("has no size to change: -")
+    arms = expand(*with_grid(axes={"model.mixer": ["grfm", "stubborn_mixers:Stubborn"]}, baseline={"model.mixer": "grfm"}))
+    with pytest.raises(SettingError, match="comes no closer than"):
+        match_arms(arms, "params", parameters)
+
+
 def test_a_match_that_is_impossible_says_so():
     settings, values = settings_from("grid=mixers", "model.dim=64", "model.heads=16")
     with pytest.raises(SettingError) as caught:

@@ -66,7 +66,7 @@ def make(root: Path, jobs: list[Job], ended: dict[str, Any], workers: int = 1, *
 
 
 def slot(root: Path, number: int = 0) -> dict[str, Any]:
-    return read_json(root / "pool" / f"slot-{number}.json") or {}
+    return read_json(pool.slot_file(root / "pool", number, ".json")) or {}
 
 
 def test_two_drivers_share_slots_and_run_each_job_once(tmp_path):
@@ -124,7 +124,7 @@ def test_cancel_ends_workers_and_jobs_and_the_rest_can_be_run_later(tmp_path):
     until(lambda: slot(tmp_path).get("child") and marks(tmp_path, "a", "began"))
     child = slot(tmp_path)["child"]
     run.backend.cancel()
-    until(lambda: not pool.is_locked(tmp_path / "pool" / "slot-0.lock"))
+    until(lambda: not pool.is_locked(pool.slot_file(tmp_path / "pool", 0, ".lock")))
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert not any(job.succeeded or job.failed for job in jobs) and not marks(tmp_path, "b", "began")
@@ -149,7 +149,7 @@ def test_a_job_that_outlives_its_worker_is_stopped_with_the_others(tmp_path):
     until(lambda: slot(tmp_path).get("child") and marks(tmp_path, "a", "began"))
     os.kill(slot(tmp_path)["pid"], signal.SIGKILL)
     run.backend.cancel()
-    until(lambda: not pool.is_locked(tmp_path / "pool" / "slot-0.lock"))
+    until(lambda: not pool.is_locked(pool.slot_file(tmp_path / "pool", 0, ".lock")))
     assert not marks(tmp_path, "a", "ended")
 
 

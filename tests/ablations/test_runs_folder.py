@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,26 @@ def test_gc_knows_what_is_failed_and_unused(runs):
     assert candidates(runs, "what=failed") == {"trials/bbbb33334444"}
     assert candidates(runs, "what=unused") == {"stages/latent-old"}
     assert candidates(runs, "what=trials", "keys=bbbb1") == {"trials/bbbb11112222"}
+    write(runs / "stages" / "text-0123" / "settings.json", {})      # a model that python -m iris.training made
+    write(runs / "stages" / "vae-0123" / "result.json", {})
+    (runs / "stages" / "latents").mkdir()
+    assert candidates(runs, "what=unused") == {"stages/latent-old"}
     (runs / "trials" / "aaaa11112222" / "stages.json").unlink()     # it may need any stage
     assert candidates(runs, "what=unused") == set()
+
+
+def test_gc_keeps_what_waiting_trials_and_queued_jobs_need(runs):
+    entry = Entry("cccc55556666", "grfm, seed 0", "trials/cccc55556666")
+    record = GridRecord("mixers", "q", "c", "slurm", 1, [entry], [Entry("latent-old", "latent", "stages/latent-old")])
+    record.save(runs / "grids" / "mixers-1.json")
+    assert candidates(runs, "what=unused") == set()
+    for number in ("7", "8"):
+        write(runs / "logs" / number / "submitted.pkl", {})
+    write(runs / "trials" / "cccc55556666" / "job.json", {"id": "7_0", "log": str(runs / "logs" / "7" / "7_0_log.err")})
+    write(runs / "trials" / "cccc55556666" / "stages.json", [])
+    assert candidates(runs, "what=unused") == {"logs/8"}
+    write(runs / "trials" / "cccc55556666" / "result.json", {"metrics": {}})
+    assert candidates(runs, "what=unused") == {"logs/7", "logs/8", "stages/latent-old"}
 
 
 def test_gc_goes_by_age(runs):
@@ -170,12 +189,34 @@ def test_status_of_a_grid_that_was_not_run(values):
         actions.status(values | {"model": {"dim": 32}}, Console())
 
 
-def test_cancel_tells_who_follows_and_the_next_run_forgets_it(values, runs, capsys):
-    mark = record_path(runs, values).with_suffix(CANCELLED)
+def test_cancel_tells_who_follows(values, runs, capsys):
     assert actions.cancel(values | {"action": "cancel"}, Console()) == 0
-    assert "stopped 0 workers here and 0 Slurm jobs" in text(capsys) and mark.exists()
-    load_record(record_path(runs, values)).save(record_path(runs, values))
-    assert not mark.exists()
+    assert "stopped 0 workers here and 0 Slurm jobs" in text(capsys)
+    assert record_path(runs, values).with_suffix(CANCELLED).exists()
+
+
+def test_cancel_leaves_another_grid_that_shares_a_trial(values, runs, capsys):
+    for name, keys in (("ours", ["prepare-1", "aaaa11112222", "cccc11112222"]), ("theirs", ["aaaa11112222", "dddd11112222"])):
+        write(runs / "pool" / f"{name}.json", {"jobs": [{"key": key} for key in keys]})
+    assert actions.cancel(values | {"action": "cancel"}, Console()) == 0
+    assert [path.name for path in (runs / "pool").glob("*.cancel")] == ["ours.cancel"]
+
+
+def test_cancel_signals_no_process_of_another_machine(values, runs, capsys, monkeypatch):
+    write(runs / "pool" / "ours.json", {"jobs": [{"key": "aaaa11112222"}]})
+    write(runs / "pool" / "slot-elsewhere-0.json", {"pid": os.getpid(), "listing": str(runs / "pool" / "ours.json"), "child": None})
+    lock = try_lock(runs / "pool" / "slot-elsewhere-0.lock")
+    monkeypatch.setattr(os, "kill", lambda *given: pytest.fail("a process was signalled"))
+    assert actions.cancel(values | {"action": "cancel"}, Console()) == 0
+    lock.close()
+    assert "stopped 0 workers here" in text(capsys)
+
+
+def test_status_counts_what_a_trial_occupies(values, runs, capsys):
+    path = record_path(runs, values)
+    replace(load_record(path), cost=[4, "GPU"]).save(path)
+    actions.status(values, Console(width=160))
+    assert "0.08 GPU-hours" in text(capsys)
 
 
 def test_an_error_without_words_is_shown(values, runs, capsys):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,13 @@ class Place:
         self.root, self.ended, self.started = root, dict[str, Any](), []
         self.backend = slurm.Slurm(launcher("slurm", **{"workers": 4, "timeout_min": 15, "memory_gb": 1} | changes), root, 1)
 
-    def job(self, key: str, function: Callable[..., None], needs: tuple[Path, ...] = (), **plan: Any) -> Job:
-        return Job(key, function, plan, self.root / "jobs" / key, needs)
+    def job(self, key: str, function: Callable[..., None], needs: tuple[Path, ...] = (), how: dict[str, bool] | None = None,
+            **plan: Any) -> Job:
+        return Job(key, function, plan, self.root / "jobs" / key, needs, **(how or {}))
+
+    @property
+    def scripts(self) -> list[str]:
+        return [path.read_text() for path in (self.root / "logs").glob("*/*_submission.sh")]
 
     def begin(self, jobs: list[Job]) -> JobRun:
         return JobRun(jobs, self.backend, lambda job: self.started.append(job.key),
@@ -89,26 +96,36 @@ def once(when: Callable[[], bool], act: Callable[[], Any]) -> Callable[[], None]
 
 @pytest.fixture(scope="session")
 def ends(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Jobs that are requeued, told to stop, cancelled, too large, broken or too slow, beside one that is left alone."""
+    """Jobs that are requeued, preempted, told to stop, cancelled, too large, broken or too slow, beside one left alone."""
     root = tmp_path_factory.mktemp("ends")
     place, short = Place(root, workers=8), Place(root, timeout_min=1, requeues=0, signal_s=30)
-    slow = short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)])
+    patient = Place(root, timeout_min=1, requeues=5, signal_s=30)
+    # Of one node's memory there is enough for one of these.
+    low, high = (Place(root, memory_gb=3, partition=name, sbatch={"nodelist": "node3"}) for name in ("debug", "high"))
+    others = [short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)]),
+              patient.begin([patient.job("patient", slurm_jobs.count_up, to=200)]),
+              low.begin([low.job("preempted", slurm_jobs.count_up, to=40)])]
     counting = {"requeued": 40, "stopped": 40, "early": 25, "cancelled": 10_000, "alone": 20}
     run = place.begin([*(place.job(key, slurm_jobs.count_up, to=number) for key, number in counting.items()),
                        place.job("large", slurm_jobs.fill_memory), place.job("broken", slurm_jobs.raise_an_error)])
-    acts = [once(lambda: place.counted("requeued") >= 5, lambda: command("scontrol", "requeue", place.number("requeued"))),
+    acts = [once(lambda: place.counted("preempted") >= 5,
+                 lambda: others.append(high.begin([high.job("urgent", slurm_jobs.count_up, to=5)]))),
+            once(lambda: place.counted("requeued") >= 5, lambda: command("scontrol", "requeue", place.number("requeued"))),
             once(lambda: place.counted("stopped") >= 5, lambda: command("scancel", place.number("stopped"), "--signal=USR2")),
             once(lambda: "early" in place.backend.running(), lambda: command("scancel", place.number("early"), "--signal=USR2")),
             once(lambda: place.counted("cancelled") >= 2, lambda: command("scancel", place.number("cancelled")))]
 
     def tick() -> None:
-        slow.look()
         for act in acts:
             act()
+        for other in others:
+            other.look()
 
     run_jobs(run, tick)
-    run_jobs(slow, lambda: None)
-    place.ended |= short.ended
+    for other in others:
+        run_jobs(other, tick)
+    for other in (short, patient, low, high):
+        place.ended |= other.ended
     return place
 
 
@@ -145,20 +162,62 @@ def test_a_job_over_its_time_is_told(ends):
     assert ends.ended["slow"]["cause"] == "timeout" and "launcher.timeout_min" in ends.ended["slow"]["message"]
 
 
+def test_a_job_over_its_time_is_queued_again_and_goes_on(ends):
+    assert ends.ended["patient"] is None and ends.result("patient") == {"counted": 200} and len(ends.parts("patient")) >= 2
+
+
+def test_a_preempted_job_is_queued_again_and_goes_on(ends):
+    assert ends.ended["urgent"] is None and ends.parts("urgent")[0][0] == "node3"
+    assert ends.ended["preempted"] is None and ends.result("preempted") == {"counted": 40} and len(ends.parts("preempted")) == 2
+
+
 # -- what accounting makes no difference to ----------------------------------------------------------------------------
 
 
 @either_way
 def test_an_array_with_a_limit_and_what_a_job_is_given(cluster, tmp_path):
-    place = Place(tmp_path, workers=2, gpus_per_trial=1, setup=["export IRIS_TEST_SETUP=done"])
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(f'IRIS_WRAPPED=yes exec {sys.executable} "$@"\n')
+    place = Place(tmp_path, workers=2, gpus_per_trial=1, setup=["export IRIS_TEST_SETUP=done"], python=f"bash {wrapper}",
+                  account="lab", sbatch={"comment": "ablation"})
     jobs = [place.job(f"job{i}", slurm_jobs.say) for i in range(5)]
     assert place.run(jobs) == dict.fromkeys((job.key for job in jobs))
     results = [place.result(job.key) for job in jobs]
     assert len({result["SLURM_ARRAY_JOB_ID"] for result in results}) == 1
     assert all(result["OMP_NUM_THREADS"] == "1" and result["IRIS_TEST_SETUP"] == "done" for result in results)
     assert {result["CUDA_VISIBLE_DEVICES"] for result in results} <= {"0", "1"}
-    script = next((tmp_path / "logs").glob("*/*_submission.sh")).read_text()
-    assert "--array=0-4%2" in script and "--gpus-per-node=1" in script
+    assert {result["IRIS_WRAPPED"] for result in results} == {"yes"}
+    script = place.scripts[0]
+    for words in ("--array=0-4%2", "--gpus-per-node=1", "--account=lab", "--comment=ablation"):
+        assert words in script
+
+
+@either_way
+def test_speed_is_measured_on_the_kind_of_node_asked_for_alone(cluster, tmp_path):
+    place = Place(tmp_path, speed_constraint="fast")
+    assert place.run([place.job("job", slurm_jobs.say, how={"exclusive": True})]) == {"job": None}
+    assert place.result("job")["SLURMD_NODENAME"] == "node0"
+    assert "--exclusive" in place.scripts[0] and "--constraint=fast" in place.scripts[0]
+
+
+@either_way
+def test_a_trial_has_a_process_for_each_of_its_gpus(cluster, tmp_path):
+    place = Place(tmp_path, gpus_per_trial=2)
+    jobs = [place.job("trial", slurm_jobs.say, how={"spread": True}), place.job("shared", slurm_jobs.say)]
+    assert place.run(jobs) == {"trial": None, "shared": None}
+    assert place.result("trial")["SLURM_NTASKS"] == "2" and place.result("trial")["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert place.result("shared")["SLURM_NTASKS"] == "1"
+
+
+@either_way
+def test_two_drivers_that_start_at_once_submit_each_job_once(cluster, tmp_path):
+    drivers = [Place(tmp_path) for _ in range(2)]
+    jobs = [drivers[0].job(f"job{i}", slurm_jobs.count_up, to=10) for i in range(3)]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda driver: driver.backend.begin(jobs), drivers))
+    assert drivers[0].backend.ids == drivers[1].backend.ids
+    assert drivers[0].run(jobs) == dict.fromkeys((job.key for job in jobs))
+    assert all(len(drivers[0].parts(job.key)) == 1 for job in jobs)
 
 
 @either_way
@@ -167,8 +226,7 @@ def test_jobs_wait_for_what_they_need(place):
     after = [place.job(f"after{i}", slurm_jobs.say, needs=(first.folder,)) for i in range(2)]
     assert place.run([*after, first]) == {"first": None, "after0": None, "after1": None}
     assert list(place.ended)[0] == "first"
-    scripts = [path.read_text() for path in (place.root / "logs").glob("*/*_submission.sh")]
-    assert any(f"--dependency=afterany:{place.number('first')}" in script for script in scripts)
+    assert any(f"--dependency=afterany:{place.number('first')}" in script for script in place.scripts)
 
 
 @either_way
