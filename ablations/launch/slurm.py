@@ -92,8 +92,8 @@ class Slurm:
             self._ask_first()
             fresh = [job for job in jobs if not job.succeeded and not self._adopt(job)]
             by_folder = {job.folder: job for job in jobs}
-            for needs, group in _grouped(fresh).items():
-                before = [self.ids[by_folder[place].key] for place in needs
+            for group in _grouped(fresh):
+                before = [self.ids[by_folder[place].key] for place in group[0].needs
                           if place in by_folder and by_folder[place].key in self.ids]
                 for part in _parts(group, self.launcher.array_size):
                     with deaf_to_interrupts():          # what is submitted must be written down
@@ -257,12 +257,12 @@ def cancel_jobs(numbers: Iterable[str]) -> int:
     return len(there)
 
 
-def _grouped(jobs: Iterable[Job]) -> dict[tuple[Path, ...], list[Job]]:
-    """Jobs by what they need and how they run, those that need nothing first."""
-    groups: dict[tuple[Path, ...], list[Job]] = {}
+def _grouped(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs by what they need and how they run, which one array shares; those that need nothing first."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in sorted(jobs, key=lambda job: len(job.needs)):
-        groups.setdefault(job.needs, []).append(job)
-    return groups
+        groups.setdefault((job.needs, job.spread, job.exclusive, job.plan.get("threads")), []).append(job)
+    return list(groups.values())
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -168,3 +168,17 @@ def test_inline_failures_are_told_and_the_others_go_on(seen, no_debugger):
     assert (ended["told"]["cause"], ended["told"]["message"]) == ("nan", "step 3: loss nan")
     assert (seen.folder / "told" / "calls").read_text() == "called\n"
     assert Path(ended["told"]["log"]).is_file()
+
+
+def test_nothing_is_submitted_while_squeue_does_not_answer(tmp_path, monkeypatch):
+    """A living job of an earlier driver would be submitted a second time."""
+    from ablations.launch import slurm
+    from iris.errors import SettingError
+
+    asked: list[int] = []
+    monkeypatch.setattr(slurm, "ASK_AGAIN", (0.0, 0.0))
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: asked.append(1))
+    backend = slurm.Slurm(launcher("slurm"), tmp_path, 1)
+    with pytest.raises(SettingError, match="squeue does not answer; nothing was submitted"):
+        backend.begin([Job("job", launched.finish, {}, tmp_path / "job")])
+    assert len(asked) == 3 and not backend.ids
