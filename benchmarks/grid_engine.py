@@ -98,6 +98,12 @@ def _peak_mb() -> float:
     return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _file_mb() -> float:
+    """Resident memory that is a file's: the system shares and drops it."""
+    found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
 def words(trials: int, folder: str) -> list[str]:
     """The command line of a grid of this many trials: mixers x passes x learning rates, seeds for what is left."""
     arms = len(MIXERS) * PASSES * RATES
@@ -260,7 +266,7 @@ def driver(trials: int, folder: str) -> dict[str, Any]:
                 tracker.trial_finished(record)
             page = write_report(outcome, Path(folder) / "driver" / "report")
             tracker.finish(outcome, page.parent)
-    return row
+    return row | {"note": f"{_file_mb():.0f} MB of it are libraries' files in memory"}
 
 
 # -- overhead ---------------------------------------------------------------------------------------------------------
