@@ -25,7 +25,7 @@ from torch import Tensor
 from iris.data.source import Source, Stream, collate
 from iris.errors import SettingError, require_choice
 from iris.latents import Latent
-from iris.training.files import write_json
+from iris.training.files import naming, write_json
 from iris.training.tasks import to_images
 
 ABOUT, ROWS, LATENTS, PROGRESS = "about.json", "rows.jsonl", "latents.npy", "progress.json"
@@ -100,11 +100,12 @@ class CachedLatents:
 
 def encode_source(latent: Latent, source: Source, folder: Path | str, dtype: str = "float16", batch: int = 64,
                   report: Callable[[int], None] = lambda done: None) -> Path:
-    """Encode every usable row of ``source`` in its own order; returns the cache's folder, for ``CachedLatents``.
+    """Encode every usable row of ``source`` in its own order, of a stream the first data.train of them where that is
+    given; returns the cache's folder, for ``CachedLatents``.
 
     That folder lies in ``folder`` under the hash of the source's fingerprint, the latent's weights and the dtype, so
     that caches live side by side and the same call finds the one it made before. Killed at any point, it goes on there;
-    two processes that want the same cache make it once.
+    two processes that want the same cache make it once. One that was there is read through, and its sha256 compared.
 
     Args:
         latent: trained; runs where its weights lie.
@@ -124,13 +125,17 @@ def encode_source(latent: Latent, source: Source, folder: Path | str, dtype: str
         raise SettingError(f"data.crop={source.settings.crop} draws another crop each epoch, of which latents on disk "
                            "would hold one; use data.crop=centre, or encode while training")
     key = {"data": source.fingerprint(), "latent": latent_digest(latent), "dtype": dtype}
+    if source.limit is not None:        # there are caches whose fingerprint has data.train, and that went on behind it
+        key["rows"] = str(source.limit)
     place = Path(folder) / hashlib.sha256(f"{FORMAT} {sorted(key.items())}".encode()).hexdigest()[:16]
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
-        if not (place / ABOUT).exists():
-            _encode(latent, source, place, dtype, batch, report)
-            _finish(place, dtype, key)
-    CachedLatents(place)        # refuses a damaged one
+        there = (place / ABOUT).exists()
+        if not there:
+            with naming(place):
+                _encode(latent, source, place, dtype, batch, report)
+                _finish(place, dtype, key)
+    CachedLatents(place, verify=there)      # refuses a damaged one
     return place
 
 
@@ -152,12 +157,13 @@ def _encode(latent: Latent, source: Source, place: Path, dtype: str, batch: int,
     progress = _progress(place)
     device = next((value.device for value in latent.state_dict().values()), torch.device("cpu"))
     stream = source.stream(position=progress["position"], shuffle=False)
+    wanted = islice(stream, None if source.limit is None else source.limit - progress["rows"])
     trained, saved, done = latent.training, time.monotonic(), progress["rows"]
     latent.eval()
     try:
         with (_at(place / LATENTS, progress["latent_bytes"]) as latents,
               _at(place / ROWS, progress["row_bytes"]) as rows):
-            while examples := list(islice(stream, batch)):
+            while examples := list(islice(wanted, batch)):
                 values = latent.encode(to_images(torch.from_numpy(collate(examples).images)).to(device)).to("cpu")
                 latents.write(_stored(values, dtype))
                 rows.write("".join(_line(example) for example in examples).encode())

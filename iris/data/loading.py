@@ -34,7 +34,7 @@ class Loader:
     def __init__(self, source: Source, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0,
                  position: dict[str, Any] | None = None) -> None:
         if batch < 1 or workers < 0:
-            raise SettingError(f"batch={batch} must be >= 1 and data.workers={workers} >= 0")
+            raise SettingError(f"batch={batch} must be >= 1 and workers={workers} >= 0")
         self._shares = max(workers, 1)
         self._address = {"batch": batch, "seed": seed, "rank": rank, "world": world, "shares": self._shares}
         if position is not None and (was := {name: position.get(name) for name in self._address}) != self._address:

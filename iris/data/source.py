@@ -86,6 +86,11 @@ class Source(ABC):
     shards: int
     buffer: int
 
+    @property
+    def limit(self) -> int | None:
+        """Rows that are stored of it at most: data.train of a stream, whose end may be far away."""
+        return self.settings.train
+
     @abstractmethod
     def read(self, shard: int, offset: int = 0) -> Iterator[tuple[Raw, int]]:
         """Rows of a shard from ``offset`` on, each with the offset after it; 0 is the start, ``LOST`` the end."""

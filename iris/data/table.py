@@ -35,6 +35,7 @@ class Table(Source):
     """
 
     buffer = 1
+    limit = None            # data.train has chosen these rows
 
     def __init__(self, rows: datasets.Dataset, settings: SourceSettings, files: bytes = b"") -> None:
         import datasets as hf

@@ -22,7 +22,7 @@ from torch import Tensor
 from iris.errors import SettingError, require_choice
 from iris.text.arrays import GrowingArray
 from iris.text.base import TextCondition, TextEncoder
-from iris.training.files import write_atomically, write_json
+from iris.training.files import naming, write_atomically, write_json
 
 ABOUT, CAPTIONS, PROGRESS = "about.json", "captions.json", "progress.json"
 FORMAT = 1
@@ -91,8 +91,8 @@ def embed_captions(
     """Encode the different ones of ``captions`` and the null prompt; returns the cache's folder, for ``EmbeddedText``.
 
     That folder lies in ``folder`` under the hash of the captions, dtype and encoder (its weights included), so that
-    several caches live side by side, and the same call finds the one it made before. Killed at any point, it goes on
-    there; two processes that want the same cache make it once.
+    several caches live side by side, and the same call finds the one it made before, reads it through and compares its
+    sha256. Killed at any point, it goes on there; two processes that want the same cache make it once.
 
     Args:
         dtype: float16 or float32, on disk.
@@ -110,10 +110,12 @@ def embed_captions(
     place = Path(folder) / _key(fingerprint, dtype, unique)
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
-        if not (place / ABOUT).exists():
-            _embed(encoder, unique, place, dtype, batch, report)
-            _finish(encoder, fingerprint, unique, place, dtype)
-    EmbeddedText(place)     # refuses a damaged one
+        there = (place / ABOUT).exists()
+        if not there:
+            with naming(place):
+                _embed(encoder, unique, place, dtype, batch, report)
+                _finish(encoder, fingerprint, unique, place, dtype)
+    EmbeddedText(place, verify=there)       # refuses a damaged one
     return place
 
 

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)         # what a full disk, or one's share of it, is called
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, a full disk's error names ``path``: that of a write does not say where it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -19,7 +35,7 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             if durable:

@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import socket
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from iris.data.latent_cache import CachedLatents
 from iris.pipeline import IrisPipeline
 from iris.sampling import SamplingSettings
 from iris.training import tracking
@@ -26,12 +29,12 @@ from iris.training.__main__ import main
 from iris.training.checkpoint import load_tensors
 from iris.training.progress import Progress
 from iris.training.stages import base
+from iris.training.stages.data import Latents
 from iris.training.stages.distill import students
 from iris.training.stages.vae import load_latent
 
 SMALL = ("scale=smoke", "log=none", "data.train=64", "data.validation=16", "model.dim=16", "model.heads=2",
          "model.text_width=16", "latent.width=8", "train.checkpoint_seconds=0", "train.log_every=2")
-KILLED_AT = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,6 +215,27 @@ def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
         check_images(folder, ["red"], steps)
 
 
+def test_stages_on_a_stream_take_its_first_rows(tmp_path, monkeypatch):
+    """data.train of them, latents as well as pictures."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for row in range(30):
+                stream = io.BytesIO()
+                Image.new("RGB", (32, 32), (8 * row, 99, 0)).save(stream, "PNG")
+                for ending, data in (("png", stream.getvalue()), ("txt", b"a picture")):
+                    info = tarfile.TarInfo(f"{row:03d}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    lines = train("stage=text", "data=tar", f"data.path={tmp_path}", "data.size=32", "data.train=40", "train.steps=4")
+    assert made(lines) == ["vae", "text"]
+    prepared = json.loads((folder_of(lines) / "prepared.json").read_text())
+    latents = Latents(CachedLatents(prepared["train"]))
+    assert len(latents) == 40 and latents.keys([0, 39]) == ["0.tar/000", "1.tar/009"] and prepared["held"] is None
+    (pixels,) = tmp_path.glob("runs/stages/pixels-*")
+    assert json.loads((pixels / "about.json").read_text())["shape"] == [40, 32, 32, 3]
+
+
 def test_weights_that_do_not_fit_are_told(place, capsys):
     train("stage=text", "out=model")
     assert main([*SMALL, "stage=text", "from=model", "model.dim=24"]) == 2
@@ -270,23 +294,26 @@ def test_a_killed_stage_continues_and_ends_the_same(stage, place, files, tmp_pat
         words += [*files, "from=text", "data.score_column=score", "data.min_score=5"]
     whole = _folder(place, words)
     monkeypatch.chdir(tmp_path)
+    wanted = random.Random().randint(2, 10)
+    told = f"killed at {wanted}"
 
     def work(rank: int) -> int:
-        kill_at(stage, KILLED_AT)
+        kill_at(stage, wanted)
         return main([*SMALL, *words])
 
-    assert together(work, [{}]) == [-signal.SIGKILL]
+    assert together(work, [{}]) == [-signal.SIGKILL], told
     killed = tmp_path / "runs" / "stages" / whole.name
     step = load_tensors(killed / "checkpoint.safetensors")[1]["step"]
-    assert KILLED_AT - 1 <= step < 12 and not (killed / "result.json").exists()
+    assert wanted - 1 <= step < 12 and not (killed / "result.json").exists(), told
     assert f"{stage}: {whole.name} goes on where it was in runs/stages/{whole.name}" in train(*words)
     compared = sorted(path.relative_to(whole) for path in whole.rglob("weights/**/*.safetensors"))
     assert compared
     for path in compared:
         tensors, others = load_tensors(whole / path)[0], load_tensors(killed / path)[0]
-        assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+        assert tensors.keys() == others.keys(), told
+        assert all(torch.equal(tensors[name], others[name]) for name in tensors), told
     for name in ("step", "loss", "grad_norm", "validation"):
-        assert [row.get(name) for row in logged(killed)] == [row.get(name) for row in logged(whole)]
+        assert [row.get(name) for row in logged(killed)] == [row.get(name) for row in logged(whole)], told
 
 
 def _folder(place: Path, words: list[str]) -> Path:
@@ -313,8 +340,11 @@ def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capf
     said = capfd.readouterr().out
     assert said.count("weights   model") == 1 and said.count(" is made in ") == 2
     both = tmp_path / "runs" / "stages" / alone.name
-    assert [row["step"] for row in logged(both)] == [row["step"] for row in logged(alone)]
-    assert [row["loss"] for row in logged(both)] == pytest.approx([row["loss"] for row in logged(alone)], rel=1e-2)
+    vae = json.loads((alone / "result.json").read_text())["built_on"]["vae"]
+    # Measured 1e-7 of the VAE, and 8e-7 with its latents in float16, of which some differ in their last bit.
+    for one, other in ((both, alone), (both.parent / vae, alone.parent / vae)):
+        assert [row["step"] for row in logged(one)] == [row["step"] for row in logged(other)]
+        assert [row["loss"] for row in logged(one)] == pytest.approx([row["loss"] for row in logged(other)], rel=1e-5)
     check_images(tmp_path / "model", ["a large red circle"])
     assert together(lambda rank: main([*SMALL, *words, "train.batch=15"]), [
         environment | {"MASTER_PORT": str(port + 1)} for environment in environments]) == [2, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,26 @@ def test_pictures_are_stored_once_and_read_by_the_row(tmp_path, monkeypatch):
     assert np.array_equal(pixels[torch.tensor([7, 3, 7])].numpy(), wanted[[7, 3, 7]])
     monkeypatch.setattr(Source, "stream", lambda *a, **k: pytest.fail("stored again"))
     store_pixels(chosen, tmp_path, lambda done, total: None)
+
+
+@pytest.mark.parametrize(("damage", "told"), [
+    (lambda data: data[:-1], "61439 bytes long instead of 61440"),
+    (lambda data: bytes([data[0] ^ 1]) + data[1:], "changed since it was written"), (None, "missing"),
+])
+def test_stored_pictures_are_read_through_when_they_are_found(damage, told, tmp_path):
+    chosen, path = described(data_of("data.train=20"), "train"), tmp_path / "pixels.bin"
+    store_pixels(chosen, tmp_path, lambda done, total: None)
+    data = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(data))
+    with pytest.raises(SettingError, match=f"pixels.bin is {told}.*delete the folder to store them anew"):
+        store_pixels(chosen, tmp_path, lambda done, total: None)
+    path.write_bytes(data)
+    about = json.loads((tmp_path / "about.json").read_text())
+    (tmp_path / "about.json").write_text(json.dumps({"shape": about["shape"]}))         # as an earlier version wrote it
+    store_pixels(chosen, tmp_path, lambda done, total: None)
+    assert len(Pixels(tmp_path)) == 20
 
 
 def test_a_stream_must_say_how_many_rows_to_store(tmp_path):

@@ -312,13 +312,14 @@ def test_a_changed_header_is_noticed_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_noticed_when_asked_for(tmp_path, name):
+def test_a_flipped_bit_is_noticed_when_asked_for_and_when_a_cache_is_found(tmp_path, name):
     place = embed_captions(words(), CAPTIONS, tmp_path)
     flip(place / name, -3)
     if name != "captions.json":
         EmbeddedText(place)
-    with pytest.raises(SettingError, match=f"{name} is changed since it was written"):
-        EmbeddedText(place, verify=True)
+    for read in (lambda: EmbeddedText(place, verify=True), lambda: embed_captions(words(), CAPTIONS, tmp_path)):
+        with pytest.raises(SettingError, match=f"{name} is changed since it was written"):
+            read()
 
 
 def test_changed_captions_are_always_noticed(tmp_path):

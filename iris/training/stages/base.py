@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from iris.errors import SettingError
 from iris.settings import flatten, suggestion
-from iris.training.files import write_json
+from iris.training.files import naming, write_json
 from iris.training.loop import CHECKPOINT, WHOLE, Part, Task, fit
 from iris.training.progress import Progress, clock_text
 from iris.training.safety import BatchFacts
@@ -282,12 +282,28 @@ def publish(weights: Path, out: str) -> Path:
     fresh, old = (place.with_name(f".{place.name}.{word}") for word in ("new", "old"))
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(weights, fresh)
+    try:
+        _copy(weights, fresh)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if place.exists():
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _copy(folder: Path, place: Path) -> None:
+    """As shutil.copytree, which gathers errors into one that has no number."""
+    place.mkdir()
+    for path in sorted(folder.rglob("*")):
+        target = place / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            with naming(target):
+                shutil.copy2(path, target)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +23,7 @@ from iris.data.latent_cache import CachedLatents
 from iris.data.source import Source
 from iris.data.table import Table
 from iris.errors import SettingError
-from iris.training.files import write_json
+from iris.training.files import naming, write_json
 from iris.training.settings import Data
 from iris.training.stages.parts import digest
 
@@ -58,8 +60,12 @@ def opened(chosen: SourceSettings) -> Source:
 def held_out(data: Data) -> SourceSettings | None:
     """The validation split, where there is one: not of streams, nor when data.validation is 0."""
     chosen = described(data, "validation")
-    streamed = chosen.name == "tar" or (chosen.name == "hub" and chosen.streaming)
-    return None if streamed or data.validation == 0 else chosen
+    return None if streamed(chosen) or data.validation == 0 else chosen
+
+
+def streamed(chosen: SourceSettings) -> bool:
+    """Whether its rows come one after the other, their number unknown."""
+    return chosen.name == "tar" or (chosen.name == "hub" and chosen.streaming)
 
 
 def fingerprint(chosen: SourceSettings) -> str:
@@ -97,31 +103,51 @@ def store_pixels(chosen: SourceSettings, folder: Path, report: Callable[[int, in
     """Decode every usable row once, in the source's order; at most data.train of a stream.
 
     Args:
-        folder: of the result, for ``Pixels``; what is there whole stays.
+        folder: of the result, for ``Pixels``; what is there whole is read through, and stays.
         report: called with the rows done, and how many there are where that is known.
 
     Raises:
-        SettingError: a stream without data.train; no usable row, or too many damaged ones.
+        SettingError: a stream without data.train; no usable row, or too many damaged ones; a damaged store.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if (folder / ABOUT).exists():
+            _check_pixels(folder)
             return
         source = opened(chosen)
-        total = len(source) if isinstance(source, Table) else chosen.train
+        total = len(source) if isinstance(source, Table) else source.limit
         if total is None:
             each = f"{chosen.size**2 * 3 / 1000:.0f} kB"
             raise SettingError(f"data.train is needed with data={chosen.name}: how many rows of {chosen.path} to store "
                                f"at {each} each")
-        stream, done = islice(source.stream(shuffle=False), total), 0
-        with open(folder / PIXELS, "wb") as file:
+        stream, done, sha256 = islice(source.stream(shuffle=False), total), 0, hashlib.sha256()
+        with naming(folder / PIXELS), open(folder / PIXELS, "wb") as file:
             while examples := list(islice(stream, CHUNK)):
-                file.write(np.stack([example.image for example in examples]).tobytes())
+                images = np.stack([example.image for example in examples]).tobytes()
+                file.write(images)
+                sha256.update(images)
                 done += len(examples)
                 report(done, total)
+            file.flush()
+            os.fsync(file.fileno())
         if not done:
             raise SettingError(f"data={chosen.name}: there is no usable row")
-        write_json(folder / ABOUT, {"shape": [done, *examples_shape(chosen)]})
+        write_json(folder / ABOUT, {"shape": [done, *examples_shape(chosen)], "sha256": sha256.hexdigest()})
+
+
+def _check_pixels(folder: Path) -> None:
+    """Raise a SettingError unless the pictures are those that were stored."""
+    about, path = json.loads((folder / ABOUT).read_text()), folder / PIXELS
+    expected, size = int(np.prod(about["shape"])), path.stat().st_size if path.exists() else -1
+    problem = None
+    if size != expected:
+        problem = "missing" if size < 0 else f"{size} bytes long instead of {expected}"
+    elif "sha256" in about:             # stores of earlier versions have none
+        with open(path, "rb") as file:
+            changed = hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]
+        problem = "changed since it was written (another sha256)" if changed else None
+    if problem is not None:
+        raise SettingError(f"pictures {folder}: {PIXELS} is {problem}; delete the folder to store them anew")
 
 
 def examples_shape(chosen: SourceSettings) -> tuple[int, int, int]:
@@ -140,6 +166,10 @@ class Latents:
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         return self._cache.latents(rows)
+
+    def keys(self, rows: Sequence[int]) -> list[str]:
+        """Where the rows came from, for messages."""
+        return [self._cache.rows[row]["key"] for row in rows]
 
 
 def class_names(rows: list[dict[str, Any]], chosen: SourceSettings) -> list[str]:

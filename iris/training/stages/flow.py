@@ -19,6 +19,7 @@ from iris.randomness import initialise
 from iris.saved import CONFIG, read_folder
 from iris.text import CLIPText, EmbeddedText, TextEncoder, embed_captions
 from iris.training.files import write_json
+from iris.training.safety import explained_memory
 from iris.training.stages.base import Seen, Stage, shown
 from iris.training.stages.data import (
     Latents,
@@ -28,6 +29,7 @@ from iris.training.stages.data import (
     held_out,
     opened,
     size_of,
+    streamed,
     with_classes,
 )
 from iris.training.stages.parts import (
@@ -76,11 +78,15 @@ class LatentStage(Stage):
 
     def facts(self) -> dict[str, Any]:
         train = train_facts(self.settings.train)
-        return {"data": fingerprint(self.data), "store": self.settings.latent.store, "train": train}
+        facts = {"data": fingerprint(self.data), "store": self.settings.latent.store, "train": train}
+        # Not the key of earlier versions, which trained on all rows of a stream whatever data.train was.
+        return facts | ({"rows": self.data.train} if streamed(self.data) and self.data.train else {})
 
     def encoded(self, named: NamedLatent, text: TextEncoder | None) -> Encoded:
         """Encode pictures, and, for a frozen text encoder (None: not known yet), captions; what is on disk is used."""
         named.latent.grid(self.size, self.size)
+        # Of a run from before: the others wait until the first process has read through what it names.
+        self.desk.processes.agree(lambda: (self.folder / PREPARED).unlink(missing_ok=True))
         self.desk.processes.prepared(self.folder / PREPARED, lambda: self._prepare(named, text))
         places = json.loads((self.folder / PREPARED).read_text())
         train = CachedLatents(places["train"])
@@ -96,10 +102,11 @@ class LatentStage(Stage):
         for part, chosen in (("train", self.data), ("held", self.held)):
             if chosen is not None:
                 source = opened(chosen)
-                total = len(source) if hasattr(source, "__len__") else None
+                total = len(source) if hasattr(source, "__len__") else source.limit
                 report = partial(self._report, f"encoding {chosen.split} pictures", total=total)
-                place = encode_source(latent, source, self.desk.stages / "latents", self.settings.latent.store, BATCH,
-                                      report)
+                with explained_memory(self._advice):
+                    place = encode_source(latent, source, self.desk.stages / "latents", self.settings.latent.store,
+                                          BATCH, report)
                 places[part] = str(place.absolute())
                 captions += self._captions(CachedLatents(place))
         if isinstance(text, CLIPText):
@@ -108,6 +115,9 @@ class LatentStage(Stage):
             text.to("cpu")
             places["text"] = str(made.absolute())
         write_json(self.folder / PREPARED, places)
+
+    def _advice(self) -> str:
+        return f"while {BATCH} pictures were encoded at once with data.size={self.size}: lower data.size"
 
     def _report(self, work: str, done: int, total: int | None) -> None:
         self.desk.progress.done(work, done, total)

@@ -89,6 +89,37 @@ def test_a_killed_call_goes_on_and_ends_with_the_same_bytes(tmp_path, latent, so
     assert not (place / PROGRESS).exists()
 
 
+@pytest.mark.parametrize("kill", [None, 1, 2])
+def test_of_a_stream_the_first_rows_are_encoded(tmp_path, latent, monkeypatch, kill):
+    """data.train of them, in all calls together."""
+    monkeypatch.setattr(latent_cache, "SAVE_SECONDS", 0.0)
+    path, done = write_shards(tmp_path / "shards", 3, 5), []
+
+    def report(rows):
+        done.append(rows)
+        if len(done) == kill:
+            raise Stop
+
+    first = opened(path, train=7)
+    if kill is not None:
+        with pytest.raises(Stop):
+            encode_source(latent, first, tmp_path, batch=3, report=report)
+    place = encode_source(latent, first, tmp_path, batch=3, report=report)
+    assert done == {None: [3, 6, 7], 1: [3, 3, 6, 7], 2: [3, 6, 6, 7]}[kill]
+    assert CachedLatents(place, verify=True).captions == [f"row {i}" for i in range(7)]
+    others = [CachedLatents(encode_source(latent, opened(path, train=count), tmp_path)) for count in (8, 99, None)]
+    assert [len(cache) for cache in others] == [8, 15, 15] and len({place, *(cache.folder for cache in others)}) == 4
+
+
+def test_a_cache_that_was_there_is_read_through(tmp_path, latent, source):
+    place = encode_source(latent, source, tmp_path)
+    whole = bytearray((place / LATENTS).read_bytes())
+    whole[-1] ^= 1
+    (place / LATENTS).write_bytes(whole)
+    with pytest.raises(SettingError, match=r"latents\.npy is changed since it was written.*delete the folder"):
+        encode_source(latent, source, tmp_path)
+
+
 def test_damage_is_detected(tmp_path, latent, source):
     place = encode_source(latent, source, tmp_path)
     whole = (place / LATENTS).read_bytes()
