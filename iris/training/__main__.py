@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch: spinning threads slow each other down
     from iris.errors import SettingError
+    from iris.training.files import FULL
     from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory
 
     if "--help" in words or "-h" in words:
@@ -44,8 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(words)
     except SettingError as error:
         return _failed(error, 2)
-    except (DiskFull, LostWorker, NonFiniteLoss, OutOfMemory) as error:
+    except NonFiniteLoss as error:
         return _failed(error, 1)
+    except (LostWorker, OutOfMemory) as error:
+        return _failed(error, 1, shared=False)
+    except DiskFull as error:
+        return _failed(error.strerror, 1, shared=False)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" to {error.filename2 or error.filename}" if error.filename else ""
+        return _failed(f"no space left to write{where}; free some space and run the same command again", 1, shared=False)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
         return 130
@@ -87,10 +97,12 @@ def run(words: Sequence[str]) -> Path:
     return place
 
 
-def _failed(error: Exception, code: int) -> int:
-    """Say why in one line, once."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _failed(error: Exception | str, code: int, shared: bool = True) -> int:
+    """Say why in one line: once what all processes have (``shared``), else whichever of them has it."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not shared:
+        process = "" if rank == "0" else f" (process {rank})"
+        print(f"error{process}: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -89,7 +89,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._unreadable: list[Path] = []
-        self._cleared = False
+        self._cleared, self._newest = False, self._path(0)
 
     def save(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Write the newest and let the oldest go. Nothing moves before the new file is whole on the disk.
@@ -110,15 +110,16 @@ class Checkpoints:
             if newer.exists():
                 os.replace(newer, older)
         os.replace(fresh, self._path(0))
+        self._newest = self._path(0)
 
     def keep_best(self) -> None:
-        """Make the newest checkpoint the best one; ``save`` leaves it alone."""
+        """Make the checkpoint that was saved or loaded last the best one; ``save`` leaves it alone."""
         temporary = self.folder / f".{BEST}.{os.getpid()}"
         temporary.unlink(missing_ok=True)
         try:
-            os.link(self._path(0), temporary)
+            os.link(self._newest, temporary)
         except OSError:                     # no hard links on this file system
-            shutil.copyfile(self._path(0), temporary)
+            shutil.copyfile(self._newest, temporary)
         os.replace(temporary, self.folder / BEST)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -131,7 +132,8 @@ class Checkpoints:
         present = [self._path(0), *sorted(numbered, key=lambda path: int(path.name.split(".")[1]))]
         for path in [path for path in present if path.exists()]:
             try:
-                return load_tensors(path)
+                loaded, self._newest = load_tensors(path), path
+                return loaded
             except ValueError as error:
                 self._unreadable.append(path)
                 warnings.warn(f"{error}; the checkpoint before it is used", RuntimeWarning, stacklevel=2)

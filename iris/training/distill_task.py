@@ -29,7 +29,7 @@ from iris.randomness import generator as addressed
 from iris.text import TextCondition
 from iris.training.loop import WHOLE, Part
 from iris.training.safety import BatchFacts
-from iris.training.tasks import TextToLatent, batch_indices, device_of
+from iris.training.tasks import TextToLatent, batch_indices, device_of, keys_of
 
 
 class Distillation(nn.Module):
@@ -139,7 +139,8 @@ class DistillTask:
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
         settings = {f"student.{name}": getattr(self.module.settings, name) for name in ("method", "guidance", "delta")}
-        return BatchFacts(self.rows(step).tolist(), tuple(self.latents.shape[1:]), settings)
+        rows = self.rows(step).tolist()
+        return BatchFacts(rows, tuple(self.latents.shape[1:]), settings, keys_of(self.latents, rows))
 
     def _consistency(self, step: int, part: Part, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f(z_t, t) towards f at the latent that the teacher makes of z_t one interval of the grid later."""

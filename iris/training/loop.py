@@ -118,10 +118,11 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
 
     with (
         open(folder / METRICS if run.main else os.devnull, "a") as metrics, Signals() as signals, run.compiled(),
-        explained_disk(folder, run.left),
+        explained_disk(folder, run.left), explained_loss_of_worker(run.world, run.left),
     ):
         while run.step < settings.steps:
-            # Forward and backward of the whole batch. Until update() the weights are those of the last step.
+            # Forward and backward of the whole batch. Until update() the weights are those of the last step, whose row
+            # is written: a worker that is lost here, and only here, finds a state that can be saved.
             rate = learning_rate_at(run.step, settings.steps, settings.optimiser)
             with explained_memory(run.advice):
                 with explained_loss_of_worker(run.world, run.rescue):
@@ -137,7 +138,8 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
             # The averaged weights on the task's own measure; the best so far are kept.
             value = None
             if settings.validate_every and (last or run.step % settings.validate_every == 0):
-                value = run.validate()
+                with explained_memory(run.advice_on_look):
+                    value = run.validate()
 
             # A row for whoever watches.
             if last or value is not None or run.step % settings.log_every == 0:
@@ -159,9 +161,11 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
                 saved = time.monotonic()
             if step.signal:
                 run.accelerator.wait_for_everyone()
+                run.saved = run.step        # by the first process, for all
                 signals.hand_over(step.signal, f"{run.left()} of {settings.steps}. Run the same command again to go on")
 
-    return run.finish()
+    with explained_loss_of_worker(run.world, run.left):
+        return run.finish()
 
 
 def _cut_metrics(path: Path, step: int) -> None:

@@ -61,7 +61,8 @@ class Run:
         self.optimisers = Optimisers(self.module, settings.optimiser)
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         self.checkpoints = Checkpoints(folder, settings.keep)
-        self.step, self.skipped, self.best, self.saved = 0, 0, math.inf, 0
+        self.step, self.skipped, self.saved = 0, 0, 0
+        self.best, self.best_step = math.inf, None
         self._resume()
         self.module.zero_grad(set_to_none=True)
         self.loss = self.accelerator.prepare(_Loss(task))
@@ -153,7 +154,7 @@ class Run:
             self.module.train()
             self._swap()
         if value < self.best:
-            self.best = value
+            self.best, self.best_step = value, self.step
             self.save()
             if self.main:
                 self.checkpoints.keep_best()
@@ -174,7 +175,8 @@ class Run:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimisers.tensors().items()}
         tensors |= {f"random.{name}": value for name, value in random_state().items()}      # of the first process
-        about = {"step": self.step, "skipped": self.skipped, "best": self.best if math.isfinite(self.best) else None}
+        about = {"step": self.step, "skipped": self.skipped, "best": self.best if math.isfinite(self.best) else None,
+                 "best_step": self.best_step}
         if self.accelerator.scaler is not None:
             about["scaler"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(tensors, about)
@@ -200,6 +202,9 @@ class Run:
             self.step = self.saved = about["step"]
             self.skipped = about.get("skipped", 0)
             self.best = math.inf if about.get("best") is None else about["best"]
+            self.best_step = about.get("best_step")
+            if self.main and self.best_step == self.step:       # a kill may have come before it was kept
+                self.checkpoints.keep_best()
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
@@ -212,6 +217,8 @@ class Run:
 
     def left(self) -> str:
         """Which checkpoint a message can promise."""
+        if not self.main and self.saved != self.step:
+            return f"checkpoints, which the first process writes, are in {self.folder}"
         newest = f"the last checkpoint in {self.folder} is of step {self.saved}"
         return newest if self.saved else f"there is no checkpoint in {self.folder} yet"
 
@@ -230,6 +237,11 @@ class Run:
         if self._looped() and not chosen.gradient_checkpointing:
             text += ", or set train.gradient_checkpointing=true"
         return text
+
+    def advice_on_look(self) -> str:
+        """The same of ``validate``."""
+        return (f"while the averaged weights were looked at after step {self.step}: lower sample.count, or set "
+                f"train.validate_every={self.settings.validate_every} to 0 to do without")
 
     def _facts(self) -> BatchFacts:
         return self.task.describe(self.step) if hasattr(self.task, "describe") else BatchFacts()

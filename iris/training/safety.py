@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import threading
@@ -13,6 +12,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+
+from iris.training.files import FULL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ROWS_NAMED = 64
@@ -25,7 +26,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class OutOfMemory(MemoryError):
-    """A step does not fit; the message has the batch, the size and the settings that make it smaller."""
+    """Something does not fit; the message says what, and the settings that make it smaller."""
 
 
 class DiskFull(OSError):
@@ -41,11 +42,13 @@ class Stopped(SystemExit):
 
 
 class BatchFacts(NamedTuple):
-    """What a message about a step names: row numbers of its global batch, an example's shape, settings that matter."""
+    """What a message about a step names: row numbers of its global batch, an example's shape, settings that matter, and
+    where the rows came from, if that is known."""
 
     rows: Sequence[int] = ()
     size: tuple[int, ...] = ()
     settings: Mapping[str, object] = {}
+    keys: Sequence[str] = ()
 
 
 def non_finite(step: int, loss: float, norm: float, facts: BatchFacts, settings: Mapping[str, object]) -> NonFiniteLoss:
@@ -53,7 +56,8 @@ def non_finite(step: int, loss: float, norm: float, facts: BatchFacts, settings:
     likely = ", ".join(f"{name}={value}" for name, value in {**settings, **facts.settings}.items())
     text = f"step {step}: loss {loss}, gradient norm {norm}. Likely settings: {likely}"
     if facts.rows:
-        named = ", ".join(map(str, facts.rows[:ROWS_NAMED]))
+        rows = [f"{row} ({key})" for row, key in zip(facts.rows, facts.keys, strict=True)] if facts.keys else facts.rows
+        named = ", ".join(map(str, rows[:ROWS_NAMED]))
         more = len(facts.rows) - ROWS_NAMED
         text += f". Rows of the batch: {named}" + (f" and {more} more" if more > 0 else "")
     return NonFiniteLoss(text)
@@ -78,7 +82,7 @@ def explained_disk(folder: Path, left: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, DiskFull):
+        if error.errno not in FULL or isinstance(error, DiskFull):
             raise
         raise DiskFull(error.errno, f"no space left to write to {folder}; {left()}. Free some space and run the same "
                                     "command again") from error
@@ -89,6 +93,8 @@ def explained_loss_of_worker(world: int, save: Callable[[], str]) -> Iterator[No
     """Turn a broken collective into ``LostWorker``; ``save()`` keeps the state and says which checkpoint there is."""
     try:
         yield
+    except (LostWorker, NonFiniteLoss):     # whatever words are in them, such as the names of rows
+        raise
     except RuntimeError as error:
         text = str(error).lower()
         if world == 1 or isinstance(error, torch.OutOfMemoryError) or not (

@@ -38,6 +38,11 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
+def keys_of(data: object, rows: list[int]) -> list[str]:
+    """Where rows came from; of data that do not say so, nothing."""
+    return data.keys(rows) if hasattr(data, "keys") else []
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are, and its batches go."""
     return next(module.parameters()).device
@@ -114,7 +119,8 @@ class FlowTask:
         """What a message about step ``step`` names."""
         settings = {"train.loss_weight": self.loss_weight, "train.time": self.times.kind,
                     "model.iterations": self.module.generator.config.iterations}
-        return BatchFacts(self.rows(step).tolist(), tuple(self.latents.shape[1:]), settings)
+        rows = self.rows(step).tolist()
+        return BatchFacts(rows, tuple(self.latents.shape[1:]), settings, keys_of(self.latents, rows))
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ class VAETask:
             options.require_size(*self.pixels.shape[1:3])
         if self.band_psnr_every < 0 or (self.band_psnr_every and self.validation is None):
             needed = "must be at least 0" if self.band_psnr_every < 0 else "needs validation images; allowed without: 0"
-            raise SettingError(f"latent.band_psnr_every={self.band_psnr_every} {needed}")
+            raise SettingError(f"band_psnr_every={self.band_psnr_every} {needed}")
         self.vae = self.module
         if self.perceptual.weight:
             self.lpips = load_lpips(self.perceptual)    # not in ``module``: no checkpoint has to hold it

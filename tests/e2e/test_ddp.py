@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,13 +19,19 @@ import pytest
 import torch
 
 from iris.depth import Depth
+from iris.distill import DistillSettings
 from iris.generator import Generator, GeneratorConfig
+from iris.latents.discriminator import AdversarialOptions
+from iris.latents.wavelet_vae import WaveletVAE
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
 from iris.training.checkpoint import CHECKPOINT, load_tensors
-from iris.training.loop import METRICS, LoopSettings, fit
+from iris.training.distill_task import Distillation, DistillTask
+from iris.training.loop import METRICS, LoopSettings, Task, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
+from iris.training.run import Run
 from iris.training.tasks import FlowTask, TextToLatent
+from iris.training.vae_task import VAETask
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, WORLD = 50, 8, 2
@@ -46,12 +53,28 @@ def small_task(depth: Depth) -> FlowTask:
                     caption_dropout=0.2, loss_weight="none", steps=STEPS)
 
 
+def small_student() -> DistillTask:
+    """Of that task's model."""
+    task = small_task(Depth())
+    distillation = Distillation(task.module, DistillSettings("consistency", steps="1,2", grid=8), 0)
+    return DistillTask(distillation, task.latents, task.captions, task.null, BATCH, 0, STEPS)
+
+
+def small_vae() -> VAETask:
+    """Sixteen pictures and a discriminator."""
+    pixels = torch.randint(0, 256, (16, 8, 8, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    vae = initialise(WaveletVAE(channels=4, width=8), 0)
+    return VAETask(vae, pixels, BATCH, 0, kl_weight=1e-2, detail_weight=0.5,
+                   adversarial=AdversarialOptions(weight=0.1, width=8, layers=1, start=5))
+
+
 def train(folder: Path, optimiser: str = "muon", depth: Depth = Depth(),
-          observe: Callable[[dict], None] = lambda row: None, seconds: float = 1e9, **changes) -> None:
+          observe: Callable[[dict], None] = lambda row: None, seconds: float = 1e9,
+          make: Callable[[], Task] | None = None, **changes) -> None:
     """The run whose curve is compared; what each process ends with is saved beside it."""
     chosen = OptimiserSettings(optimiser, 3e-3)
     settings = LoopSettings(STEPS, chosen, log_every=1, checkpoint_seconds=seconds, **changes)
-    module = fit(small_task(depth), settings, folder, observe)
+    module = fit(make() if make else small_task(depth), settings, folder, observe)
     weights = {name: value.detach() for name, value in module.named_parameters()}
     torch.save(weights, folder / f"rank{os.environ.get('RANK', 0)}.pt")
 
@@ -206,12 +229,39 @@ def test_a_killed_process_is_noticed_and_the_pair_continues(killed, pair, single
     check_equal(ends(tmp_path)[0], ends(pair)[0])
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step(pair, tmp_path):
+@pytest.mark.parametrize("make", [small_student, small_vae])
+def test_a_killed_pair_of_another_stage_continues_and_ends_the_same(make, tmp_path):
+    """What beside the trained weights a step depends on, the student's target or the discriminator, comes back too."""
+    whole, cut, step = tmp_path / "whole", tmp_path / "cut", random.Random().randint(3, STEPS - 1)
+    assert together(lambda rank: train(whole, make=make)) == [0, 0]
+    kill = at(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert together(lambda rank: train(cut, observe=kill, seconds=0.0, make=make)) == [-signal.SIGKILL, LOST]
+    assert load_tensors(cut / CHECKPOINT)[1]["step"] == step - 1
+    assert together(lambda rank: train(cut, make=make)) == [0, 0], f"killed at {step}"
+    for name in ("step", "loss", "grad_norm"):
+        assert [row[name] for row in logged(cut)] == [row[name] for row in logged(whole)], f"killed at {step}"
+    for one, other in zip(ends(cut), ends(whole), strict=True):
+        check_equal(one, other)
+
+
+def test_a_process_that_is_lost_while_the_other_waits_is_noticed(tmp_path, capfd):
+    def work(rank: int) -> None:
+        if rank == 1:
+            Run.save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+        train(tmp_path, observe=at(23, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+    assert together(work) == [LOST, -signal.SIGKILL]
+    told = f"another of the 2 processes is gone; the last checkpoint in {tmp_path} is of step 24. Run the same command"
+    assert told in capfd.readouterr().err
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(pair, tmp_path, capfd):
     def work(rank: int) -> None:
         stop = at(23, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(tmp_path, observe=stop)
 
     assert together(work) == [143, 143]
+    assert capfd.readouterr().err.count(f"SIGTERM: the last checkpoint in {tmp_path} is of step 24 of {STEPS}") == 2
     assert load_tensors(tmp_path / CHECKPOINT)[1]["step"] == 24
     assert together(lambda rank: train(tmp_path)) == [0, 0]
     check_equal(ends(tmp_path)[1], ends(pair)[0])

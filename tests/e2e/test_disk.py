@@ -18,6 +18,7 @@ from ablations.grid_record import Entry, GridRecord, record_path
 from ablations.launch.job import no_room
 from ablations.run import main
 from iris.settings import plain_values
+from iris.training.__main__ import main as train
 
 GRID = ("grid=mixers", "scale=smoke", "threads=1")
 
@@ -84,6 +85,26 @@ def test_trials_on_a_full_disk_fail_and_go_on_when_there_is_room(disk, importabl
     filler.unlink()
     assert Driver(fuller, log=place.parent / "said").wait() == 0
     assert results(fuller) == results(place / "whole") and len(done) < TRIALS
+
+
+def test_a_training_command_says_in_one_line_where_a_full_disk_stopped_it(disk, tmp_path, monkeypatch, capsys):
+    """While pictures are stored, latents are encoded and weights are published; each time the same command goes on."""
+    monkeypatch.chdir(tmp_path)
+    place = disk("size=64m")
+    small = ("scale=smoke", "log=none", "threads=1", "data.train=128", "data.validation=0", "model.dim=16",
+             "model.heads=2", "model.text_width=16", "latent.width=8", f"runs_dir={place}")
+    # Less than what comes next needs: pictures 393 kB, latents 131 kB, weights.
+    for words, where in ((("stage=vae",), "stages/pixels-"), (("stage=text",), "stages/latents/"),
+                         (("stage=text", f"out={place}/model"), ".model.new/model.safetensors")):
+        filler = fill(place, 65_536)
+        assert train([*small, *words]) == 1
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and told.startswith(f"error: no space left to write to {place}/{where}"), told
+        assert told.endswith("; free some space and run the same command again\n")
+        filler.unlink()
+        assert train([*small, *words]) == 0, capsys.readouterr().err
+        capsys.readouterr()
+    assert sorted(path.name for path in place.glob("*model*")) == ["model"]
 
 
 def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk, tmp_path):

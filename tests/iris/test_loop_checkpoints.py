@@ -192,6 +192,33 @@ def test_the_best_survives_a_restart(tmp_path):
     assert load_tensors(tmp_path / BEST)[1]["step"] == 2
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_kill_between_the_checkpoint_and_the_best_is_made_good(damage, monkeypatch, tmp_path):
+    """With ``damage`` to the newest checkpoint, by which the one before goes on."""
+    calls, real = [], Checkpoints.keep_best
+
+    def keep_best(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoints, "keep_best", keep_best)
+        fit(Line([5.0, 1.0]), settings(validate_every=1), tmp_path)
+    best, newest = tmp_path / BEST, tmp_path / CHECKPOINT
+    assert load_tensors(best)[1]["step"] == 1 and load_tensors(newest)[1]["best_step"] == 2
+    if damage:
+        newest.write_bytes(b"damaged")
+        best.unlink()
+        with pytest.warns(RuntimeWarning), pytest.raises(KeyboardInterrupt):
+            fit(Line([7.0]), settings(validate_every=1), tmp_path, stop_at(2))
+    else:
+        fit(Line([3.0] * 9), settings(validate_every=1), tmp_path)
+    tensors, about = load_tensors(best)
+    assert (about["step"], about["best"]) == ((1, 5.0) if damage else (2, 1.0))
+
+
 # What is in them
 
 

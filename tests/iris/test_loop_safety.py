@@ -166,6 +166,34 @@ def test_the_message_names_rows_and_settings(tmp_path):
         assert named in text
 
 
+class Named:
+    """Latents that know where they came from."""
+
+    def __init__(self, latents):
+        self.latents, self.shape = latents, latents.shape
+
+    def __len__(self):
+        return len(self.latents)
+
+    def __getitem__(self, rows):
+        return self.latents[rows]
+
+    def keys(self, rows):
+        return [f"timeout-{row // 2}.tar/{row:03d}" for row in rows]
+
+
+def test_the_message_names_where_the_rows_came_from():
+    """In a run of several processes too, whatever words are in the names."""
+    task = flow_task()
+    task.latents = Named(task.latents)
+    facts = task.describe(1)
+    first = facts.rows[0]
+    error = non_finite(2, float("nan"), 1.0, facts, {})
+    assert f"Rows of the batch: {first} (timeout-{first // 2}.tar/{first:03d}), " in str(error)
+    with pytest.raises(NonFiniteLoss), explained_loss_of_worker(2, str):
+        raise error
+
+
 def test_a_long_batch_is_not_listed_whole():
     text = str(non_finite(1, 0.0, float("inf"), BatchFacts(range(100)), {}))
     assert text.endswith(f"{ROWS_NAMED - 1} and {100 - ROWS_NAMED} more")
@@ -229,6 +257,17 @@ def test_memory_that_a_real_allocation_lacks(tmp_path):
         fit(task, settings(), tmp_path)
 
 
+def test_memory_that_a_look_lacks(tmp_path):
+    def look():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    task = Breaking()
+    task.validate = look
+    told = r"averaged weights were looked at after step 2: lower sample.count, or set train.validate_every=2 to 0"
+    with pytest.raises(OutOfMemory, match=told):
+        fit(task, settings(validate_every=2), tmp_path)
+
+
 def test_other_errors_keep_their_kind():
     for error in (RuntimeError("shapes differ"), ValueError("x")):
         with pytest.raises(type(error)) as raised, explained_memory(lambda: ""), explained_loss_of_worker(2, str):
@@ -246,3 +285,10 @@ def test_a_lost_process_is_told_apart(error):
     assert saved == [1]
     with pytest.raises(type(error)), explained_loss_of_worker(1, str):
         raise error
+
+
+def test_a_lost_process_is_explained_once():
+    with pytest.raises(LostWorker, match="inner") as raised, explained_loss_of_worker(2, lambda: "outer"), \
+            explained_loss_of_worker(2, lambda: "inner"):
+        raise RuntimeError("Connection closed by peer")
+    assert "outer" not in str(raised.value)

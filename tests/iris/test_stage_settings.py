@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from rich.console import Console
 
 from iris.data.settings import KINDS, READY
 from iris.errors import SettingError
+from iris.training import __main__ as command
 from iris.training.__main__ import main
 from iris.training.progress import Progress
+from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory
 from iris.training.settings import COMPOSER, GROUPS, STAGES, Settings, listed, settings_of, words_for
 from iris.training.stages import KINDS as STAGE_KINDS
 from iris.training.stages import stage_of
@@ -112,6 +115,36 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_made(words, expected, 
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
     assert all(word in said.err for word in expected), said.err
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "runs/pixels.bin")
+
+
+@pytest.mark.parametrize(("error", "code", "told"), [
+    (OutOfMemory("out of memory in step 3"), 1, {"0": "error: out of memory in step 3",
+                                                 "1": "error (process 1): out of memory in step 3"}),
+    (LostWorker("gone"), 1, {"0": "error: gone", "1": "error (process 1): gone"}),
+    (DiskFull(errno.ENOSPC, "no space"), 1, {"0": "error: no space", "1": "error (process 1): no space"}),
+    (FULL_DISK, 1, {rank: f"error{process}: no space left to write to runs/pixels.bin; free some space and run the "
+                          "same command again" for rank, process in (("0", ""), ("1", " (process 1)"))}),
+    (NonFiniteLoss("step 3"), 1, {"0": "error: step 3", "1": ""}),
+    (SettingError("train.x=1"), 2, {"0": "error: train.x=1", "1": ""}),
+])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_is_told_by_the_first_process_or_by_the_one_that_has_it(error, code, told, rank, monkeypatch, capsys):
+    def failing(words):
+        raise error
+
+    monkeypatch.setattr(command, "run", failing)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["stage=vae"]) == code
+    assert capsys.readouterr().err.strip() == told[rank]
+
+
+def test_another_error_of_the_disk_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(command, "run", lambda words: open("/nowhere/at/all"))
+    with pytest.raises(FileNotFoundError):
+        main(["stage=vae"])
 
 
 def test_keys_know_what_determines_weights_and_nothing_else(tmp_path):

@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(how, tmp_path):
     assert ("nan" in str(error.value)) or ("inf" in str(error.value))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
     tensors, about = load_tensors(tmp_path / CHECKPOINT)
-    assert about == {"step": 3, "skipped": 0, "best": None}
+    assert about == {"step": 3, "skipped": 0, "best": None, "best_step": None}
     assert all(value.isfinite().all() for value in tensors.values())
     assert torch.equal(tensors["model.weight"], task.module.weight)
 
