@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +29,23 @@ from iris.training.stages.distill import students
 from iris.training.tasks import to_images
 
 TEACHER_STEPS, GUIDANCE = (1, 2, 4, 8, 10, 20), 2.5     # two evaluations each
+# What is asked of each student: its FID at so many steps, at most so many times the teacher's at so many.
+ASKED = ((4, 1.3, 20), (1, 0.5, 1))
 SHAPES = {"path": None, "size": 32, "image_column": "image", "text_column": "text", "labels": None, "train": 16384,
           "validation": 4096, "heldout": 1, "seed": 0}        # as conf/data/shapes.yaml
+
+
+class Row(NamedTuple):
+    """A row of the table, its numbers as they stand there."""
+
+    name: str
+    steps: int
+    evaluations: int
+    fid: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"| {self.name} | {self.steps} | {self.evaluations} | {self.fid:.2f} ± {self.error:.2f} |"
 
 
 def main() -> None:
@@ -51,7 +68,7 @@ def main() -> None:
         f"sampling error of one student. The teacher is sampled by Euler steps with guidance {GUIDANCE}, each two evaluations; the "
         "students without guidance, which is folded into them: consistency models by steps that noise anew, shortcut models by "
         "Euler steps.", "",
-        "| | steps | evaluations | FID |", "|---|---|---|---|", *rows, ""])
+        "| | steps | evaluations | FID |", "|---|---|---|---|", *map(str, rows), "", *verdicts(rows), ""])
     Path("reports").mkdir(exist_ok=True)
     Path("reports/few_steps.md").write_text(text)
     print(text)
@@ -80,13 +97,26 @@ def student(text: str) -> tuple[DistillSettings, Path]:
 
 
 def measured(name: str, pipeline: IrisPipeline, settings: SamplingSettings, judge: Judge, captions: list[str],
-             reference: Tensor) -> str:
+             reference: Tensor) -> Row:
     """A row of the table."""
     found = features(judge, pipeline.generate(captions, settings))
     fid, error = frechet_jackknife(found, reference, blocks=20)
-    row = f"| {name} | {settings.steps} | {settings.evaluations} | {fid:.2f} ± {error:.2f} |"
+    row = Row(name, settings.steps, settings.evaluations, round(fid, 2), round(error, 2))
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """A line for each student and each of ``ASKED`` whose steps were measured."""
+    fids, lines = {(row.name, row.steps): row.fid for row in rows}, []
+    for name in dict.fromkeys(row.name for row in rows if row.name != "teacher"):
+        for steps, most, against in ASKED:
+            own, teacher = fids.get((name, steps)), fids.get(("teacher", against))
+            if own is not None and teacher is not None:
+                lines.append(f"- {name}, {steps} step{'s' * (steps > 1)}: FID {own:.2f}, {own / teacher:.2f} times the teacher's "
+                             f"{teacher:.2f} at {against}; asked for at most {most} times: "
+                             f"{'met' if own <= most * teacher else 'missed'}.")
+    return lines
 
 
 def features(judge: Judge, pixels: Tensor) -> Tensor:

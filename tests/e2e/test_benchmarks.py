@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks import cifar_classes, cifar_classifier, latents
+from benchmarks import cifar_classes, cifar_classifier, latents, step
 from benchmarks.cifar_classes import Judged, halves
 from benchmarks.cifar_classifier import augment, load_classifier, load_labelled
 from benchmarks.cifar_report import command_of, statement
+from benchmarks.few_steps import Row, verdicts
 from benchmarks.latents import ARMS, Plan, matched_width
 from iris.data import settings as source_settings
 from iris.errors import SettingError
@@ -26,6 +27,7 @@ from iris.training.__main__ import main as train
 from iris.training.settings import settings_of
 from iris.training.stages import base
 
+ROOT = Path(__file__).parents[2]
 CLASSES = source_settings("cifar10").labels
 SMALL = ("scale=smoke", "log=none", "train.steps=6", "latent.levels=1", "latent.stages=1", "threads=1")
 
@@ -38,6 +40,38 @@ def one_thread(monkeypatch, tmp_path):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# -- few steps ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_on_few_steps_judges_its_own_numbers():
+    page = (ROOT / "reports" / "few_steps.md").read_text()
+    rows = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[1].isdecimal():
+            fid, error = map(float, cells[3].split(" ± "))
+            rows.append(Row(cells[0], int(cells[1]), int(cells[2]), fid, error))
+    assert len(rows) == 16 and all(f"\n{row}\n" in page for row in rows)
+    assert verdicts(rows) == [line for line in page.splitlines() if line.startswith("- ")]
+    assert [line.rpartition(" ")[2] for line in verdicts(rows)] == ["met.", "met.", "missed.", "met."]
+    assert len(verdicts([row for row in rows if row.steps != 4])) == 2
+
+
+# -- a step ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratios", "verdict"), [
+    ((1.01, 1.02, 1.03), "met (median 1.020, quartiles 1.015 to 1.025)"), ((1.06, 1.07, 1.2), "missed (median 1.070"),
+    ((1.0, 1.04, 1.2), "within the spread of the rounds (median 1.040"),
+])
+def test_the_page_of_a_step_judges_the_median_by_its_quartiles(ratios, verdict):
+    seconds = {"bare": [0.5] * 3, "fit": [0.5 * ratio for ratio in ratios], "reading": [0.005 * ratio for ratio in ratios]}
+    text = step.page(seconds)
+    assert f"at most 1.05 times the bare loop, {verdict}" in text
+    assert "| bare loop, ms a step | 500.000 | 500.000 | 500.000 |" in text
+    assert "| reading / `fit` | 0.010 | 0.010 | 0.010 |" in text
 
 
 # -- latents --------------------------------------------------------------------------------------------------------
