@@ -35,6 +35,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def results(reports: Path) -> dict[str, dict[str, str]]:
+    """Rows of results.csv by key."""
+    with open(reports / "mixers" / "results.csv", newline="") as file:
+        return {row["key"]: row for row in csv.DictReader(file)}
+
+
 def begun(folder: Path, key: str) -> list[str]:
     """What workers say of the processes that they started for a job."""
     said = "".join(path.read_text() for path in (folder / "runs" / "logs").glob("*/*_log.out"))
@@ -53,8 +59,7 @@ def test_two_commands_at_once_share_every_trial(tmp_path):
     assert [command.wait(PATIENCE) for command in commands] == [0, 0], [log.read_text() for log in logs]
     trials = sorted((tmp_path / "runs" / "trials").glob("*"))
     assert len(trials) == 2
-    with open(tmp_path / "reports" / "mixers" / "results.csv", newline="") as file:
-        rows = {row["key"]: row for row in csv.DictReader(file)}
+    rows = results(tmp_path / "reports")
     assert rows.keys() == {trial.name for trial in trials}
     for trial in trials:
         assert len(begun(tmp_path, trial.name)) == 1
@@ -63,6 +68,12 @@ def test_two_commands_at_once_share_every_trial(tmp_path):
         assert all(f"{rows[trial.name]['arm']}, seed 0: " in log.read_text() for log in logs)
     assert len(begun(tmp_path, "prepare")) == 1
     assert len(list((tmp_path / "runs" / "speed").glob("*.json"))) == 1
+    # The runs folder may move: the report is made anew from it, and nothing is measured again.
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    again = start(tmp_path, tmp_path / "again", "action=report", "runs_dir=moved", "reports_dir=rebuilt")
+    assert again.wait(PATIENCE) == 0, (tmp_path / "again").read_text()
+    assert results(tmp_path / "rebuilt") == rows and "measuring speed" not in (tmp_path / "again").read_text()
+    assert tracked(tmp_path) == ["FINISHED"] * 3
 
 
 def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
