@@ -154,8 +154,7 @@ def loader_of(results: Results) -> Any:
     subject = open_subject(model["path"], model["kind"], sample, model["dtype"], model["device"])
     if subject.fingerprint != model["fingerprint"]:
         raise SettingError(f"--speed: the files of {model['path']} have changed since they were measured")
-    caption = next((row["caption"] for row in results.per_image if row["caption"]), "a picture")
-    return subject.loader(caption)
+    return subject.loader(next((row["caption"] for row in results.per_image if row["caption"]), subject.example()))
 
 
 def print_comparison(a: Results, b: Results, found: Comparison, speed: dict[str, SpeedAndMemory] | None,

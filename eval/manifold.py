@@ -66,7 +66,7 @@ def manifold_metrics(features: Tensor | np.ndarray, reference: Tensor | np.ndarr
     x, y = check_features(features), check_features(reference, "reference")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"features are {x.shape[1]} and {y.shape[1]} wide: two judges cannot be compared")
-    _check_counts(len(x), len(y), neighbours, density_neighbours, blocks)
+    check_neighbours(len(x), len(y), neighbours, density_neighbours, blocks)
     centre = y.mean(0)                          # distances do not change, and keep their digits
     x, y = x - centre, y - centre
     near = _nearest(y, max(neighbours, density_neighbours))
@@ -94,7 +94,8 @@ def manifold_metrics(features: Tensor | np.ndarray, reference: Tensor | np.ndarr
         neighbours, density_neighbours, len(x), len(y), blocks)
 
 
-def _check_counts(n: int, m: int, neighbours: int, density_neighbours: int, blocks: int) -> None:
+def check_neighbours(n: int, m: int, neighbours: int, density_neighbours: int, blocks: int) -> None:
+    """Raise a ValueError where ``manifold_metrics`` of n samples against m could not be computed."""
     for name, k in (("neighbours", neighbours), ("density_neighbours", density_neighbours)):
         if k < 1:
             raise ValueError(f"{name}: must be at least 1, got {k}")

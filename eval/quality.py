@@ -18,10 +18,11 @@ from eval.features import Features
 from eval.fid import RankDeficientWarning, check_comparable, frechet_replicates, jackknife_error
 from eval.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity
 from eval.kid import kid_interval, kid_replicates
-from eval.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, ManifoldMetrics, manifold_metrics
+from eval.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, ManifoldMetrics, check_neighbours, manifold_metrics
 from iris.errors import require_choice
 
 METRICS = ("fid", "fid_infinity", "kid", "precision", "recall", "density", "coverage")
+OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 FEWEST = 8              # images from which all seven can be computed
 
 
@@ -102,20 +103,33 @@ def measure_quality(features: Features, reference: Features, *, metrics: Sequenc
     for name in metrics:
         require_choice("metrics", name, METRICS)
     check_comparable(features.statistics, reference.statistics)
-    for name, side in (("features", features), ("reference", reference)):
-        if len(side) < FEWEST:
-            raise ValueError(f"{name}: at least {FEWEST} images are needed for all metrics, got {len(side)}")
-    blocks = min(blocks, len(features) // 2, len(reference) // 2)
+    blocks = usable_blocks(len(features), len(reference), metrics, blocks, neighbours, density_neighbours)
     found: list[Measure] = []
     if {"fid", "fid_infinity"} & set(metrics):
         found += _frechet(features, reference, seed if "fid_infinity" in metrics else None, blocks, confidence)
     if "kid" in metrics:
         found.append(_kernel(features, reference, blocks, confidence))
-    if {"precision", "recall", "density", "coverage"} & set(metrics):
+    if OF_NEIGHBOURS & set(metrics):
         found += _manifold(manifold_metrics(features.values, reference.values, neighbours, density_neighbours, blocks),
                            confidence)
     return Quality({measure.name: measure for measure in found if measure.name in metrics}, dict(features.metadata),
                    dict(reference.metadata), confidence)
+
+
+def usable_blocks(n: int, reference_n: int, metrics: Sequence[str], blocks: int, neighbours: int,
+                  density_neighbours: int) -> int:
+    """Blocks of the jackknives, at most half of either number of images; can be asked before any image is made.
+
+    Raises:
+        ValueError: too few images for the metrics.
+    """
+    for name, count in (("features", n), ("reference", reference_n)):
+        if count < FEWEST:
+            raise ValueError(f"{name}: at least {FEWEST} images are needed for all metrics, got {count}")
+    blocks = min(blocks, n // 2, reference_n // 2)
+    if OF_NEIGHBOURS & set(metrics):
+        check_neighbours(n, reference_n, neighbours, density_neighbours, blocks)
+    return blocks
 
 
 def _frechet(features: Features, reference: Features, seed: int | None, blocks: int,

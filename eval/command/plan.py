@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from eval.command.data import RealData, attributes_of
 from eval.command.settings import IMAGES, RUNS, Settings
-from eval.quality import FEWEST
+from eval.quality import FEWEST, usable_blocks
 from eval.subjects import Subject
 from iris.errors import SettingError
 
@@ -26,7 +27,7 @@ def measures(settings: Settings, subject: Subject, data: RealData, judge: dict[s
         SettingError: one that was asked for by name is not possible, or none is.
     """
     wanted = settings.measure.what
-    why = {name: _why_not(name, subject, data, judge or {}, count, captions) for name in wanted or IMAGES}
+    why = {name: _why_not(name, settings, subject, data, judge or {}, count, captions) for name in wanted or IMAGES}
     refused = {name: reason for name, reason in why.items() if reason}
     if refused and (wanted is not None or len(refused) == len(why)):
         name, reason = next(iter(refused.items()))
@@ -34,7 +35,7 @@ def measures(settings: Settings, subject: Subject, data: RealData, judge: dict[s
     return [name for name in (*IMAGES, *RUNS) if name in why and name not in refused], refused
 
 
-def _why_not(name: str, subject: Subject, data: RealData, judge: dict[str, Any], count: int,
+def _why_not(name: str, settings: Settings, subject: Subject, data: RealData, judge: dict[str, Any], count: int,
              captions: Sequence[str] | None) -> str | None:
     if name in RUNS:
         return f"kind={subject.kind} is no model that runs" if subject.count is not None else None
@@ -44,9 +45,9 @@ def _why_not(name: str, subject: Subject, data: RealData, judge: dict[str, Any],
     if name in ("quality", "duplicates"):
         reason = _why_not_compared(subject, data)
         if reason or name == "quality":
-            return reason
+            return reason or _why_too_few(settings, data, count)
         stored = subject.count is not None and data.world is not None
-        return _why_not_drawn(data, captions) if stored else None
+        return (_why_not_drawn(data, captions) if stored else None) or _why_none_unseen(settings, data)
     if captions is None:
         return f"the images of model={subject.model} have no captions"
     if name == "alignment":
@@ -65,6 +66,39 @@ def _why_not_compared(subject: Subject, data: RealData) -> str | None:
         return (f"the images are {width}x{height} pixels and the real ones {data.size}x{data.size} (data.size); only "
                 "images of one size are compared")
     return None
+
+
+def _why_too_few(settings: Settings, data: RealData, count: int) -> str | None:
+    """Quality on so many images, and on as many real ones as there are; more than all could need are not counted."""
+    chosen = settings.measure.quality
+    enough = max(FEWEST, 2 * chosen.blocks, 1 + max(chosen.neighbours, chosen.density_neighbours))
+    real = _there(data, data.split, min(enough, settings.measure.reference or data.default_count or enough))
+    try:
+        usable_blocks(count, real, chosen.metrics, chosen.blocks, chosen.neighbours, chosen.density_neighbours)
+    except ValueError as error:
+        return (f"{error} (measure.samples={count}, measure.reference={settings.measure.reference}, split {data.split} "
+                f"of data {data.name})")
+    return None
+
+
+def _why_none_unseen(settings: Settings, data: RealData) -> str | None:
+    """Duplicates need real images that were not trained on, as many as can tell the quantile."""
+    chosen = settings.measure.duplicates
+    enough = PAIRS if chosen.quantile is None else math.ceil(1 / chosen.quantile)
+    wanted = min(enough, chosen.heldout)
+    try:
+        real = wanted if data.world is not None else _there(data, "validation", wanted)
+    except SettingError as error:       # no such split
+        return str(error)
+    if real < enough:
+        return (f"at least {enough} unseen real images are needed, measure.duplicates.heldout={chosen.heldout} of split "
+                f"validation of data {data.name} gives {real}")
+    return None
+
+
+def _there(data: RealData, split: str, count: int) -> int:
+    """How many of ``count`` rows a split has."""
+    return len(data.captions(split, count))
 
 
 def _why_not_read(data: RealData, judge: dict[str, Any], captions: Sequence[str]) -> str | None:

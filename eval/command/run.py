@@ -99,22 +99,31 @@ def prepared(settings: Settings, words: Sequence[str], progress: Progress) -> tu
 
 
 def measured(run: Evaluation, wanted: Sequence[str]) -> str:
-    """Make the measures and write the results after each; returns what failed, in words, or nothing."""
+    """Make the measures and write the results after each; returns what failed, in words, or nothing.
+
+    Raises:
+        SettingError: a measure cannot be made of what was given; what came before it is written.
+    """
     run.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:                          # of an earlier command
         (run.out / name).unlink(missing_ok=True)
     failed = ""
     for name in wanted:
-        started = time.monotonic()
+        started, refused = time.monotonic(), None
         try:
             MEASURES[name](run)
         except (WorkerError, CapError) as error:
             failed = f"{name} failed: {error}"
             run.results.not_measured[name] = f"failed: {error}"
+        except ValueError as error:
+            refused = error if isinstance(error, SettingError) else SettingError(f"{name}: {error}")
+            run.results.not_measured[name] = str(error)
         run.results.seconds[name] = round(time.monotonic() - started, 3)
         on_runs.targets(run)
         run.results.per_image = per_image(run)
         write_results(run.results, run.out)
+        if refused is not None:
+            raise refused
     return failed
 
 

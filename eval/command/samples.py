@@ -64,7 +64,7 @@ def make_samples(subject: Subject, captions: Sequence[str] | None, count: int, s
 def _key(subject: Subject, captions: list[str | None], seed: int) -> str:
     facts = [FORMAT, subject.kind, subject.fingerprint, subject.sampling, subject.dtype, subject.device, captions]
     if subject.count is None:
-        facts += [seed, torch.__version__]      # what is stored depends on neither
+        facts += [seed, torch.__version__, subject.code()]      # what is stored depends on none of them
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -84,8 +84,17 @@ class Subject(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the files that determine the images, the way they are made apart."""
-        return digest_of(self.files(), self.root)
+        """sha256 of what determines the images, the way they are made apart: files, and what lies elsewhere."""
+        own, elsewhere = digest_of(self.files(), self.root), self.elsewhere()
+        return hashlib.sha256("\x1f".join([own, *elsewhere]).encode()).hexdigest() if elsewhere else own
+
+    def elsewhere(self) -> list[str]:
+        """Digests of what determines the images and is named, not held, by the files; where it lies is no part of them."""
+        return []
+
+    def code(self) -> str:
+        """Which code makes the images; a change of it makes them anew."""
+        return ""
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -103,6 +112,10 @@ class Subject(ABC):
 
     def check(self, captions: Sequence[str]) -> None:
         """Raise a SettingError if a caption cannot be read, before an image is made of any."""
+
+    def example(self) -> str:
+        """A caption that can be read."""
+        return "a picture"
 
     def facts(self) -> dict[str, Any]:
         """What is known of the model once images were made: "parameters" by part, "nfe" for one image."""

@@ -61,6 +61,11 @@ class DiffusersModel(Subject):
     def files(self) -> list[Path]:
         return [file for file in self.root.rglob("*") if file.is_file() and file.suffix in MODEL_FILES]
 
+    def code(self) -> str:
+        import diffusers
+
+        return diffusers.__version__
+
     def generate(self, captions: Sequence[str | None], seed: int, first: int) -> Tensor:
         parts = []
         for start in range(0, len(captions), self.batch):

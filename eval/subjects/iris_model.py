@@ -6,20 +6,23 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
+import iris
+from eval.subjects.base import MODEL_FILES, SampleSettings, Subject, digest_of
 from eval.workers import Loader
+from iris.data.latent_cache import latent_digest
 from iris.errors import SettingError
 from iris.hub import fetch
+from iris.mixers import source_digest
 from iris.pipeline import IrisPipeline
 from iris.sampling import SamplingSettings
-from iris.saved import CONFIG, LATENT_WEIGHTS, WEIGHTS
+from iris.saved import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
 
 # Of ``SamplingSettings`` -> of the pipeline's call, whose defaults hold where nothing is set.
 CALLED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "sampler": "sampler", "shift": "shift",
@@ -52,24 +55,49 @@ class IrisModel(Subject):
 
     def _side(self) -> int:
         try:
-            return int(json.loads((self.root / CONFIG).read_text(encoding="utf-8"))["size"])
+            return int(self._config["size"])
         except (ValueError, KeyError, TypeError) as error:
             raise SettingError(f"model={self.model}: {CONFIG} is not one that a pipeline wrote ({error!r})") from error
 
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return json.loads((self.root / CONFIG).read_text(encoding="utf-8"))
+
     def files(self) -> list[Path]:
         return [file for file in self.root.rglob("*") if file.is_file() and file.suffix in MODEL_FILES]
+
+    def elsewhere(self) -> list[str]:
+        """Of a pretrained text encoder and latent by their weights, of somebody's own mixer by its source."""
+        try:
+            mixer, latent = self._config["generator"]["mixer"], self._config["latent"]["options"].get("source")
+            text = None if (self.root / TEXT_ENCODER).is_dir() else self._config["text"].get("source")
+        except (KeyError, TypeError, AttributeError):
+            return []       # the pipeline will say what is wrong
+        found = [self.pipeline.model.text.fingerprint()] if text else []
+        found += [latent_digest(self.pipeline.latent)] if latent else []
+        return found + ([source_digest(mixer)] if ":" in mixer else [])
+
+    def code(self) -> str:
+        return _package_digest()
+
+    def example(self) -> str:
+        text = self._config["text"]
+        return text["classes"][0] if text.get("name") == "labels" else super().example()
 
     @cached_property
     def pipeline(self) -> IrisPipeline:
         """The model, loaded."""
         pipeline = IrisPipeline.from_pretrained(self.root, torch_dtype=getattr(torch, self.dtype)).to(self.device)
-        pipeline.model.generator.register_forward_hook(self._check_finite)
+        pipeline.model.generator.register_forward_hook(lambda module, given, output: self._finite("generator", output))
+        decoded = pipeline.latent.synthesise        # as decode() calls it, before values are clipped
+        pipeline.latent.synthesise = lambda latents: self._finite("decoder", decoded(latents))
         return pipeline
 
-    def _check_finite(self, module: torch.nn.Module, given: Any, output: Tensor) -> None:
-        """Pixels of a value that is not finite would be black, and measured."""
+    def _finite(self, part: str, output: Tensor) -> Tensor:
+        """``output``, if it is finite: pixels of other values would be black, and measured."""
         if not bool(torch.isfinite(output).all()):
-            raise ValueError(f"model={self.model}: the generator gave values that are not finite in {self.dtype}")
+            raise ValueError(f"model={self.model}: the {part} gave values that are not finite in {self.dtype}")
+        return output
 
     def check(self, captions: Sequence[str]) -> None:
         self.pipeline.model.text.tokenise(list(captions))
@@ -88,3 +116,10 @@ class IrisModel(Subject):
         return Loader("iris.measuring:load_for_measuring", {
             "folder": str(self.root.resolve()), "caption": caption, "dtype": self.dtype, "device": self.device,
             **sampling})
+
+
+@cache
+def _package_digest() -> str:
+    """sha256 of the package's sources, as this process may have imported them."""
+    root = Path(iris.__file__).parent
+    return digest_of(root.rglob("*.py"), root)

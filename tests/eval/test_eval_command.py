@@ -5,26 +5,30 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from judge_files import TINY, clip_folder, clip_network
+from judge_files import TINY, clip_folder, clip_network, inception_archive, openai_archive
 from PIL import Image
 from safetensors.torch import save_file
 from small_diffusers import SIZE, save_diffusers
 
 from eval.__main__ import main
+from eval.command import run as running
 from eval.command.data import DrawnWorld, attributes_of, open_data
 from eval.command.samples import make_samples
 from eval.command.settings import COMPOSER, WHAT, settings_of
+from eval.compare import loader_of
 from eval.features import extract_features
 from eval.fid import frechet_jackknife
 from eval.images import to_float
 from eval.judges import JUDGES, load_judge
 from eval.results import FILES, read_results
-from eval.subjects import SampleSettings, open_subject
+from eval.subjects import SampleSettings, iris_model, open_subject
 from eval.subjects.iris_model import IrisModel
 from iris.data import WORLDS
 from iris.data.settings import KINDS, READY
@@ -32,7 +36,7 @@ from iris.generator import Generator, GeneratorConfig
 from iris.latents import build_latent
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
-from iris.text import ClassLabels
+from iris.text import ClassLabels, CLIPText, Vocabulary, WordEncoder
 from iris.training.tasks import TextToLatent
 
 SHIPPED = Path(__file__).parents[2] / "iris" / "weights" / "shapes"
@@ -277,6 +281,143 @@ def test_any_clip_scores_free_captions(tmp_path):
     assert number.made_with["prefix"] == "A photo depicts " and number.made_with["judge_sha256"] == loaded.sha256
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """No socket connects and no name is looked up."""
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.fid.RankDeficientWarning")
+def test_judge_inception_measures_images_that_are_there(made, tmp_path, offline):
+    """From the archive's file to the report, by weights of the published form with other values."""
+    images, captions = (part[:12] for part in made)
+    np.savez("twelve.npz", images=images.numpy(), captions=np.asarray(captions))
+    weights = inception_archive(tmp_path / "inception-2015-12-05.pt")
+    words = ["model=twelve.npz", *QUICK, "measure.samples=null", "measure.what=quality", "measure.reference=16",
+             "judge=inception", f"judge.weights={weights}", "out=inception"]
+    assert main(words) == 0
+    results, judge = read_results("inception"), load_judge("inception", weights=str(weights))
+    real = extract_features(judge, WORLDS["shapes"].draw("validation", 16, 0).images)
+    wanted, error = frechet_jackknife(extract_features(judge, images).values, real.values, 6)
+    fid = results.numbers["fid/inception"]
+    assert (fid.value, fid.standard_error) == pytest.approx((wanted, error), rel=1e-5)
+    assert (fid.n, fid.reference_n, fid.made_with["judge_sha256"]) == (12, 16, judge.sha256)
+    assert results.details["quality"]["title"] == "FD-Inception (unverified weights)"
+    assert {name.partition("/")[2] for name in results.numbers} == {"inception"}
+    assert "FD-Inception (unverified weights)" in Path("inception/report.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_judge_clip_vit_b32_scores_images_that_are_there(made, tmp_path, offline):
+    """From an archive of ViT-B/32's real shape and format, of 151 million random weights, to the report."""
+    import open_clip
+
+    images, captions = (part[:8] for part in made)
+    np.savez("eight.npz", images=images.numpy(), captions=np.asarray(captions))
+    network = clip_network(open_clip.get_model_config("ViT-B-32-quickgelu"))
+    weights = openai_archive(network, tmp_path / "ViT-B-32.pt")
+    try:
+        assert main(["model=eight.npz", *QUICK, "measure.samples=null", "measure.what=alignment", "judge=clip_vit_b32",
+                     f"judge.weights={weights}", "out=clip"]) == 0
+        judge = load_judge("clip_vit_b32", weights=str(weights))
+    finally:
+        weights.unlink()
+    number = read_results("clip").numbers["clip_score/clip_vit_b32"]
+    cosines = 100 * judge.similarity(to_float(images), captions).clamp_min(0)
+    prompts = [cosines[[other == caption for other in captions]].mean() for caption in dict.fromkeys(captions)]
+    assert number.value == pytest.approx(float(torch.stack(prompts).mean()), abs=1e-3)
+    assert (number.n, number.made_with["judge_sha256"]) == (8, judge.sha256)
+    with open("clip/per_image.csv", newline="") as file:
+        assert [100 * max(0.0, float(row["cosine"])) for row in csv.DictReader(file)] == pytest.approx(cosines.tolist(), abs=1e-3)
+
+
+# -- what images are made anew for ----------------------------------------------------------------------------------
+
+
+SHAPE = {"channels": 12, "text_width": 16, "dim": 16, "heads": 2, "prelude": 1, "core": 1, "coda": 1, "iterations": 1,
+         "ffn_ratio": 2.0, "mixer": "identity"}
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A model whose CLIP and autoencoder lie in folders of their own, named by its config.json."""
+    from diffusers import AutoencoderKL
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "iris"))
+    from small_clip import save_clip
+
+    def save(seed):
+        save_clip(tmp_path / "clip", seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
+                          down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                          ).save_pretrained(tmp_path / "vae")
+
+    save(0)
+    text, latent = CLIPText(str(tmp_path / "clip")), build_latent("pretrained", source=str(tmp_path / "vae"))
+    model = initialise(TextToLatent(text, Generator(GeneratorConfig(**SHAPE | {"channels": 4}))), 0)
+    IrisPipeline(model, latent, "pretrained", {"source": str(tmp_path / "vae")}, 16).save(tmp_path / "model")
+    return save
+
+
+def test_parts_that_lie_elsewhere_count_by_what_they_are(parts, tmp_path):
+    from small_clip import save_clip
+
+    def images(name):
+        folder, subject = tmp_path / "samples", opened(tmp_path / name, steps=1)
+        made = make_samples(subject, ["red", "ice"], 2, 0, folder, lambda done, total: None)
+        return subject.fingerprint, made
+
+    first, made = images("model")
+    assert images("model")[1].cached
+    for part in ("clip", "vae"):            # where they lie does not count
+        shutil.copytree(tmp_path / part, tmp_path / f"moved {part}")
+    config = (tmp_path / "model" / "config.json").read_text()
+    save_clip(tmp_path / "clip", seed=1)
+    other, text = images("model")
+    assert other != first and not text.cached
+    parts(1)
+    third, vae = images("model")
+    assert third not in (first, other) and not vae.cached and vae.sha256 != made.sha256
+    for name in ("clip", "vae"):
+        shutil.rmtree(tmp_path / name)
+        shutil.copytree(tmp_path / f"moved {name}", tmp_path / name)
+    assert images("model")[1].cached and (tmp_path / "model" / "config.json").read_text() == config
+
+
+def test_another_sampler_in_the_code_makes_images_anew(tmp_path, monkeypatch):
+    def made():
+        return make_samples(opened(SHIPPED, steps=1), ["a red circle"], 1, 0, tmp_path, lambda done, total: None)
+
+    fingerprint = opened(SHIPPED).fingerprint
+    assert not made().cached and made().cached
+    monkeypatch.setattr(iris_model, "_package_digest", lambda: "other sources")
+    assert not made().cached and opened(SHIPPED).fingerprint == fingerprint      # the model's files are the same
+
+
+def test_pixels_of_a_broken_decoder_are_not_measured(tmp_path, capsys):
+    """Neither NaN, which would be black, nor infinities, which would be clipped."""
+    for value in (math.nan, math.inf):
+        text = WordEncoder(Vocabulary(["red"], 4), 16, layers=1)
+        model = initialise(TextToLatent(text, Generator(GeneratorConfig(**SHAPE | {"channels": 4}))), 0)
+        options = {"levels": 1, "stages": 0, "channels": 4, "width": 8}
+        latent = initialise(build_latent("wavelet_vae", **options), 0)
+        with torch.no_grad():
+            for parameter in latent.decoder.parameters():
+                parameter.fill_(value)
+        IrisPipeline(model, latent, "wavelet_vae", options, 32).save(tmp_path / str(value))
+        words = [f"model={tmp_path / str(value)}", *QUICK, "measure.what=quality", f"out={tmp_path / 'out'}"]
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"model={tmp_path / str(value)}: the decoder gave values that are not finite in float32" in said
+        assert read_results(tmp_path / "out").numbers == {} and not list(Path().rglob("runs/eval/samples/nan-*/about.json"))
+
+
 # -- diffusers ------------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +532,7 @@ def bad(tmp_path_factory):
     rows = [json.dumps({"file_name": f"{i}.png", "text": "a"}) for i in range(10)]
     (root / "empty").mkdir()
     folder("none", (), metadata_csv="file_name,text\n")
+    folder("captioned", metadata_jsonl="\n".join(rows) + "\n")
     folder("one", ((32, 32),))
     folder("sizes", ((32, 32),) * 9 + ((32, 40),))
     folder("grey", mode="L")
@@ -455,6 +597,18 @@ MODEL = f"model={SHIPPED}"
     ([MODEL, "measure.what=[]"], ["measure.what is empty"]),
     ([MODEL, "measure.quality.metrics=is"], ["measure.quality.metrics='is'", "fid_infinity"]),
     ([MODEL, "measure.samples=4", "measure.what=quality"], ["quality is not possible", "at least 8 images", "has 4"]),
+    ([MODEL, "measure.reference=4", "measure.what=quality"], ["quality is not possible: reference: at least 8 images",
+                                                              "got 4", "measure.reference=4"]),
+    ([MODEL, "measure.quality.neighbours=40", "measure.samples=32", "measure.what=quality"],
+     ["quality is not possible", "too few for neighbours=40"]),
+    ([MODEL, "measure.quality.density_neighbours=64", "measure.reference=64", "measure.what=quality"],
+     ["density_neighbours=64 needs at least 65 samples, got 64"]),
+    (["model={bad}/captioned", "data=folder", "data.path={bad}/captioned", "data.validation=4", "measure.what=quality"],
+     ["at least 8 images are needed for all metrics, got 4", "split validation of data folder"]),
+    ([MODEL, "data=folder", "data.path={bad}/captioned", "data.validation=1", "data.split=train", "measure.samples=4",
+      "measure.what=duplicates"], ["at least 2 unseen real images are needed", "gives 1"]),
+    ([MODEL, "measure.duplicates.quantile=0.01", "measure.duplicates.heldout=64", "measure.what=duplicates"],
+     ["at least 100 unseen real images are needed, measure.duplicates.heldout=64", "gives 64"]),
     ([MODEL, "measure.latency.batches=[0]"], ["measure.latency.batches=[0]", "above 0"]),
     ([MODEL, "measure.caps.method=cgroup"], ["measure.caps.group=None", "measure.caps.method=cgroup"]),
     ([MODEL, "device=cuda"], ["device=cuda", "none on this machine"]),
@@ -476,6 +630,19 @@ def test_bad_input_is_named_and_nothing_is_computed(words, expected, bad, tmp_pa
     for part in expected:
         assert part in said, said
     assert not list(tmp_path.rglob("*.npy")) and not (tmp_path / "eval_results").exists()
+
+
+def test_a_measure_that_cannot_be_computed_ends_with_one_line_and_what_came_before(monkeypatch, capsys):
+    def refuse(run):
+        raise ValueError("features: they cannot be computed")
+
+    monkeypatch.setitem(running.MEASURES, "alignment", refuse)
+    words = [MODEL, *QUICK, "measure.what=quality,alignment,skills", "sample.steps=1", "out=half"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said == "error: alignment: features: they cannot be computed\n"
+    results = read_results("half")
+    assert "fid/shapes" in results.numbers and results.not_measured["alignment"] == "features: they cannot be computed"
 
 
 def test_judge_weights_with_another_hash_are_refused(tmp_path, monkeypatch, capsys):
@@ -504,4 +671,11 @@ def test_a_caption_that_the_model_cannot_read_stops_it_before_any_image(capsys, 
     IrisPipeline(model, build_latent("haar", levels=1), "haar", {"levels": 1}, 32).save(tmp_path / "classes")
     assert main([f"model={tmp_path / 'classes'}", *QUICK, "out=classes"]) == 2
     assert "not one of the 2 classes" in capsys.readouterr().err and not Path("classes").exists()
-    opened(tmp_path / "classes").check(["dog", "cat"])
+    classes = opened(tmp_path / "classes")
+    classes.check(["dog", "cat"])
+    # results without rows, of speed alone, are timed again on a caption that the model can read
+    about = {"path": str(tmp_path / "classes"), "kind": "iris", "dtype": "float32", "device": "cpu", "stored_images": None,
+             "fingerprint": classes.fingerprint}
+    sample = {f"sample.{name}": value for name, value in vars(sample_settings()).items()}
+    loader = loader_of(SimpleNamespace(model=about, settings=sample, per_image=[]))
+    assert loader.argument["caption"] == "cat" and opened(SHIPPED).example() == "a picture"
