@@ -127,7 +127,7 @@ class ShapesJudge(Judge):
                              f"{stored['record']['sha256']}; restore the file or train the judge again")
         architecture = stored["architecture"]
         size = architecture["vision_cfg"]["image_size"]
-        return Description(sha256, "FID (judge shapes)", f"bicubic-antialias-{size}", architecture["embed_dim"],
+        return Description(sha256, "FD (shapes)", f"bicubic-antialias-{size}", architecture["embed_dim"],
                            tuple(stored["attributes"]), record=stored["record"])
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ MADE_WITH = {"judge": "shapes", "judge_sha256": "28", "resize": "bicubic-32", "i
 
 def draw(n, seed, scale=1.0, d=8, **metadata):
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale
-    return Features.of(values, {**MADE_WITH, "metric_name": "FID (judge shapes)", **metadata})
+    return Features.of(values, {**MADE_WITH, "metric_name": "FD (shapes)", **metadata})
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_every_number_is_its_modules():
 
 def test_names_carry_the_judge():
     found = measure_quality(draw(100, 1), draw(100, 2))
-    assert found.title == "FID (judge shapes)"
+    assert found.title == "FD (shapes)"
     flat = found.metrics()
     assert set(flat) == {f"{name}{suffix}/shapes" for name in METRICS for suffix in ("", "_se", "_low", "_high")}
     assert flat["kid/shapes"] == found["kid"].value
