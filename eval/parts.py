@@ -103,13 +103,15 @@ def repeat_for(worker: Worker, part: str | None) -> int:
 def _parts(
     worker: Worker, timed: Sequence[Timed], latency: dict[tuple[Worker, str | None], LatencyResult]
 ) -> dict[str, PartLatency]:
-    """After all rounds, because a capture that fails can leave the device unusable."""
+    """After all rounds, because a capture that fails can leave the device unusable.
+
+    Parts are captured from the last to the first: what comes first reads text, copies it to the device and fails.
+    """
+    chosen = [one for one in timed if one.worker is worker and one.part is not None]
+    graphs = {one.part: worker.ask("graph", part=one.part, repeat=one.repeat) for one in reversed(chosen)}
     results = {}
-    for one in timed:
-        if one.worker is not worker or one.part is None:
-            continue
-        about = worker.loaded["parts"][one.part]
-        graph = worker.ask("graph", part=one.part, repeat=one.repeat)
+    for one in chosen:
+        about, graph = worker.loaded["parts"][one.part], graphs[one.part]
         results[one.part] = PartLatency(about["count"], about["within"], one.repeat, latency[worker, one.part],
                                         graph["graph_ms"], graph["why"])
     return results

@@ -88,8 +88,8 @@ def test_memory_of_each_part_is_the_formulas():
     for name, megabytes in (("fill", 20), ("rest", 2)):
         assert parts[name].predicted_mb == megabytes
         assert parts[name].activations_ratio == pytest.approx(1, rel=1e-3)
-    grown = parts["fill"].memory.peak_memory_mb - parts["fill"].memory.loaded_mb
-    assert grown == pytest.approx(20, abs=5)
+    fill, rest = (parts[name].memory.peak_memory_mb - parts[name].memory.loaded_mb for name in ("fill", "rest"))
+    assert fill - rest == pytest.approx(18, abs=3)      # both read in the same code of PyTorch, several MB
     with pytest.raises(ValueError, match="parts=.*encoder.* must be some of fill, rest, half"):
         measure_memory_by_part(PARTED, parts=["encoder"])
 
