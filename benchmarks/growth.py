@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from ablations.report.charts import STYLE, log_axis, new_figure
 from ablations.report.palette import DASHES, HUES, MARKERS
-from benchmarks.presets import processor
+from benchmarks.presets import command, processor
 from eval.growth import Curve, growth_table, measure_growth
 from eval.workers import Loader
 from iris.mixers import MIXERS
@@ -92,23 +93,28 @@ def report(curves: Mapping[str, Curve], given: argparse.Namespace) -> str:
     since = sorted(given.sides)[-FITTED:][0] ** 2
     skipped = [f"{name} at {size:,} tokens: {why}" for name, curve in curves.items()
                for size, why in curve.skipped.items()]
-    reasons = {why.split(" ", 3)[2]: why for curve in curves.values() for one in curve.latency.values()
-               for why in one.reasons}
+    reasons = worst([why for curve in curves.values() for one in curve.latency.values() for why in one.reasons])
     return "\n".join([
         "# Growth with the number of tokens", "",
-        f"`uv run python -m benchmarks.growth` on {processor()}, one thread, torch {torch.__version__}. One forward of "
+        f"`{command('benchmarks.growth')}` on {processor()}, one thread, torch {torch.__version__}. One forward of "
         f"one mixer, {given.dim} channels, {given.heads} heads, batch 1, float32; the median of {given.rounds} rounds, "
         "in each of which all mixers run in turn. Milliseconds of processor time, so that other processes do not count "
         "but for what they take of caches and of memory's bandwidth. The exponent p of tokens^p is fitted by least "
         f"squares to the logarithms from {since:,} tokens on, ± its standard error from the residuals; crossovers are "
         "interpolated in the logarithms of both.", "",
         *growth_table(curves, REFERENCE, since), "",
-        *([f"(c): contended; {'; '.join(reasons.values())}.", ""] if reasons else []),
+        *([f"(c): contended; at most: {'; '.join(reasons)}.", ""] if reasons else []),
         *([f"Skipped: {'; '.join(skipped)}.", ""] if skipped else []),
         f"![time against tokens]({given.out.with_suffix('.png').name})", "",
         "Peak of the tensors alive in the same forward, the input not counted:", "",
         *memory_table(curves), "",
     ])
+
+
+def worst(reasons: Sequence[str]) -> list[str]:
+    """Of each kind of reason, told by its first three words, the one with the largest figure."""
+    ascending = sorted(reasons, key=lambda why: float(re.search(r"\d+(\.\d+)?", why)[0]))
+    return list({tuple(why.split()[:3]): why for why in ascending}.values())
 
 
 def main() -> None:

@@ -73,7 +73,8 @@ def latency(plan: Plan) -> None:
     for preset in plan.presets:
         for iterations in plan.iterations:
             setups = [one for one in plan.setups() if (one.preset, one.iterations) == (preset, iterations)]
-            once(plan, f"latency-{preset}-{iterations}", lambda setups=setups: latency_rows(setups, plan))
+            name = f"latency-{preset}-{iterations}-{'+'.join(plan.runtimes)}-rounds={plan.rounds}-threads={plan.threads}"
+            once(plan, name, lambda setups=setups: latency_rows(setups, plan))
 
 
 def latency_rows(setups: list[Setup], plan: Plan) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def timing(result: LatencyResult, first: Setup) -> dict[str, Any]:
 def quality(plan: Plan) -> None:
     """Fréchet distance of the shipped model's pictures in ONNX Runtime, in each precision, from equal noise."""
     if "onnxruntime" in plan.runtimes:
-        once(plan, "quality-shapes", lambda: quality_rows(plan.work / "shapes", plan.samples))
+        once(plan, f"quality-shapes-{plan.samples}", lambda: quality_rows(plan.work / "shapes", plan.samples))
 
 
 def quality_rows(folder: Path, samples: int) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from ablations.report.measures import number
 from ablations.report.palette import HUES, INK, MUTED, css_variables
 from ablations.report.tables import Table
 from benchmarks.mobile import Plan
-from benchmarks.mobile_rows import RUNTIMES, Key, Rows, contended, read_rows, smallest_cap, write_csv
+from benchmarks.mobile_rows import RUNTIMES, Key, Rows, at, quiet, read_rows, smallest_cap, without_iterations, write_csv
 from benchmarks.mobile_tables import (
-    agreement_table, caps_table, coreml_table, files_table, latency_table, mixers_table, parts_table, quality_table,
-    target_results, targets_table,
+    agreement_table, caps_table, coreml_table, files_table, latency_table, mixers_table, parts_table, passed_beside_import,
+    published_table, quality_table, target_results, targets_table,
 )
 from eval.targets import targets
 
@@ -61,8 +61,8 @@ def build_report(rows: Rows, folder: Path) -> Path:
     environment.filters |= {"md": _markdown_cell, "svg": Markup}
     values = {
         "title": TITLE, "said": verdict(rows), "holds": sentences(rows), "charts": charts, "sections": sections(rows),
-        "facts": facts(rows), "style": Markup(loader.get_source(environment, "style.css")[0]), "light": light,
-        "dark": dark}
+        "facts": facts(rows), "commands": commands(rows), "style": Markup(loader.get_source(environment, "style.css")[0]),
+        "light": light, "dark": dark}
     for template, name in (("mobile.md", "report.md"), ("mobile.html", "index.html")):
         text = environment.get_template(template).render(values)
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -70,18 +70,40 @@ def build_report(rows: Rows, folder: Path) -> Path:
 
 
 def verdict(rows: Rows) -> str:
-    """The one sentence: which presets make an image in 600 MB, and how."""
-    wanted = targets()["memory_mb"]
-    said = []
+    """Which presets make an image in 600 MB at every number of iterations, and how; what was not tried does not count."""
+    if not rows.caps:
+        return "Not measured."
+    wanted, said, untried = targets()["memory_mb"], [], []
     for resident, how in (("all", "with everything loaded"), ("one part", "with one part loaded at a time")):
         held: dict[str, list[str]] = {}
-        for key in rows.keys:
-            cap = smallest_cap(rows, key, resident)
-            if key.runtime != "pytorch" and cap is not None and cap <= wanted and key.name not in held.get(key.preset, []):
-                held.setdefault(key.preset, []).append(key.name)
-        presets = ", ".join(f"{preset} ({', '.join(names)})" for preset, names in held.items())
-        said.append(f"{presets or 'no preset'} {how}")
-    return f"Under a cap of {wanted:g} MB a process makes an image of {'; of '.join(said)}." if rows.caps else "Not measured."
+        partly: dict[str, list[str]] = {}
+        for key in without_iterations(rows):
+            fits = {_fits(rows, one, resident, wanted) for one in _at_each(rows, key)}
+            if key.runtime != "pytorch" and True in fits and False not in fits:
+                (partly if None in fits else held).setdefault(key.preset, []).append(key.name)
+        said.append(f"{_listed(held) or 'no preset'} {how}")
+        untried += [f"{_listed(partly)} {how}"] if partly else []
+    counts = sorted({key.iterations for key in rows.keys})
+    each = f", at {' and at '.join(map(str, counts))} iterations," if len(counts) > 1 else ""
+    text = f"Under a cap of {wanted:g} MB a process makes an image{each} of {'; of '.join(said)}."
+    return text + (f" Not tried at every number of iterations, and so not counted: {'; '.join(untried)}." if untried else "")
+
+
+def _at_each(rows: Rows, key: Key) -> list[Key]:
+    """A key at every number of iterations that anything of its preset was measured at."""
+    return [at(key, count) for count in sorted({one.iterations for one in rows.keys if one.preset == key.preset})]
+
+
+def _fits(rows: Rows, key: Key, resident: str, wanted: float) -> bool | None:
+    """Whether an image was made under a cap of ``wanted`` MB; None where no cap was tried."""
+    if (key, resident) not in rows.caps:
+        return None
+    cap = smallest_cap(rows, key, resident)
+    return cap is not None and cap <= wanted
+
+
+def _listed(presets: dict[str, list[str]]) -> str:
+    return ", ".join(f"{preset} ({', '.join(names)})" for preset, names in presets.items())
 
 
 def sentences(rows: Rows) -> list[str]:
@@ -90,7 +112,7 @@ def sentences(rows: Rows) -> list[str]:
     wrong = [key for key, one in rows.agreement.items() if key.dtype == "fp32" and one["rms"] > 1e-3]
     if rows.agreement:
         plain = [one["rms"] for key, one in rows.agreement.items() if key.dtype == "fp32"]
-        lines.append(f"Exported in fp32, an image differs from PyTorch's by {min(plain):.0e} to {max(plain):.0e} "
+        lines.append(f"Exported in fp32, an image differs from PyTorch's by {min(plain):.1e} to {max(plain):.1e} "
                      f"(relative); {len(wrong) or 'none'} of {len(plain)} by more than 1e-3.")
     failed = [one for one in rows.mixers if one["failed"]]
     if rows.mixers:
@@ -120,8 +142,9 @@ def sections(rows: Rows) -> list[Section]:
         Section("Latency", "One image, text encoder and decoder included. Milliseconds are this machine's; ratios are "
                 "what carries over.", latency_table(rows)),
         Section("By part", "", parts_table(rows)),
-        Section("Phone targets", "Weights in half precision and live tensors, and runs under caps in half precision. "
-                "Seconds on a phone, and what its system leaves to an app, need the device.", targets_table(rows), "wrap"),
+        Section("Phone targets", _targets_text(rows), targets_table(rows), "wrap"),
+        Section("Published figures", "Figures of other systems on other people's machines, quoted from their sources and "
+                "not measured here.", published_table(), "wrap"),
         Section("Agreement with PyTorch", "", agreement_table(rows)),
         Section("Quality after 8-bit weights", _quality_text(rows), quality_table(rows)),
         Section("Every mixer in ExecuTorch", "", mixers_table(rows), "wrap"),
@@ -129,6 +152,16 @@ def sections(rows: Rows) -> list[Section]:
         Section("Core ML", "coremltools converts on Linux and cannot run what it makes.", coreml_table(rows)),
     ]
     return [one for one in found if one.table is not None and one.table.rows]
+
+
+def _targets_text(rows: Rows) -> str:
+    """What the memory target is held against, and who meets it with the import left out alone."""
+    beside = ", ".join(f"{key.preset} {key.name} ×{key.iterations}" for key in passed_beside_import(rows))
+    return ("Memory: the files' own weights in half precision and live tensors as PyTorch counts them in float32, and runs "
+            "under caps in half precision. That sum decides where an image can also be made with the runtime's import left out "
+            "of the budget; a whole process, its import included, can fail under the same cap"
+            f"{f' (here {beside})' if beside else ''}. Seconds on a phone, and what its system leaves to an app, need the "
+            "device.")
 
 
 def _quality_text(rows: Rows) -> str:
@@ -149,6 +182,8 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
         ("Hardware", f"{machine['processor']}, {machine['processors']} processors, {machine['memory_gb']:.0f} GB; a "
                      "server's processor, no phone" if machine else ""),
         ("Threads", _threads(rows)),
+        ("Rounds", "latency: " + ", ".join(map(str, sorted({one["n"] for one in rows.latency.values()})))
+         if rows.latency else ""),
         ("Versions", ", ".join(f"{name} {text}" for name, text in machine.get("versions", {}).items())),
         ("Precisions", "int8: weights of linear layers, activations quantised as they come; the rest in float32. fp16: "
                        "x86 processors compute it in float32 or emulate it, so that its time says nothing of a phone"),
@@ -157,9 +192,19 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
         ("ONNX Runtime", "processor provider; the core's passes are one loop in the graph. One part at a time: without "
                          "its second copy of the weights (prepacking)"),
         ("PyTorch", "eager, float32; most of the memory is its import"),
-        ("Quiet", "; ".join(contended(rows)) or ("yes" if rows.latency else "")),
+        ("Quiet", quiet(rows)),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def commands(rows: Rows) -> list[str]:
+    """What measured these rows again, phase by phase, since each has its own threads."""
+    timed = sorted({(one["n"], one["threads"]) for one in rows.latency.values()})
+    weighed = sorted({one["threads"] for one in rows.memory.values()})
+    samples = f" samples={rows.quality['samples']}" if rows.quality else ""
+    words = [f"phase=export,mixers,coreml,quality{samples}", *(f"phase=memory threads={count}" for count in weighed),
+             *(f"phase=latency rounds={rounds} threads={count}" for rounds, count in timed), "phase=report"]
+    return [f"python -m benchmarks.mobile work=DIR {word}" for word in words]
 
 
 def _threads(rows: Rows) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mobile import DTYPES, PRESETS, RESIDENT, STEPS
+from eval.latency import SPREAD
 
 COLUMNS = (
     "preset", "runtime", "dtype", "steps", "iterations", "latency_ms", "peak_memory_mb", "cap", "verdict",
@@ -52,7 +53,8 @@ class Rows:
     Attributes:
         memory: of each key: {"image": {resident: figures}, "parts": {part: figures}}.
         caps: of each (key, resident): runs under caps, as ``eval.caps.CapResult``'s fields.
-        latency: of each (key, part), "image" among the parts: ``eval.latency.LatencyResult``'s fields.
+        latency: of each (key, part), "image" among the parts: ``eval.latency.LatencyResult``'s fields; of several
+            measurements the one of most rounds.
         agreement: of each key: how far an image is from PyTorch's.
         files: entries of the exporters' manifests, with "preset" and "runtime".
         mixers, coreml: of each case, a row.
@@ -93,13 +95,17 @@ def read_rows(work: Path) -> Rows:
         elif kind == "caps":
             rows.caps[Key.of(value), value["resident"]] = value["caps"]
         elif kind == "latency":
-            rows.latency |= {(Key.of(one), one["part"]): one for one in value}
+            for one in value:
+                known = rows.latency.get((Key.of(one), one["part"]), one)
+                rows.latency[Key.of(one), one["part"]] = max(one, known, key=lambda row: row["n"])
         elif kind == "agreement":
             rows.agreement[Key.of(value)] = value
         elif kind in ("mixer", "coreml"):
             (rows.mixers if kind == "mixer" else rows.coreml).append(value)
-        elif kind in ("quality", "machine"):
-            setattr(rows, kind, value)
+        elif kind == "quality":
+            rows.quality = max(value, rows.quality or value, key=lambda row: row["samples"])
+        elif kind == "machine":
+            rows.machine = value
     rows.files = list(_manifests(work))
     return rows
 
@@ -137,11 +143,16 @@ def _row(rows: Rows, key: Key, part: str, resident: str, run: dict[str, Any] | N
         "latency_ms": latency.get("median_ms"), "peak_memory_mb": memory.get("peak_memory_mb"),
         "cap": run and run["cap_mb"], "verdict": verdict, "part": part, "resident": resident,
         "scope": run and run["scope"], "n": latency.get("n"), "q1_ms": latency.get("q1_ms"),
-        "q3_ms": latency.get("q3_ms"), "ratio_to_pytorch": latency.get("ratio_to_first"),
+        "q3_ms": latency.get("q3_ms"), "ratio_to_pytorch": ratio_to_pytorch(latency),
         "threads": latency.get("threads", measured.get("threads")), "contended": latency.get("contended"),
         "import_mb": memory.get("import_mb"), "weights_mb": memory.get("weights_mb"),
         "activations_mb": memory.get("activations_mb"), "agreement_rms": agreement.get("rms"),
     }
+
+
+def ratio_to_pytorch(latency: dict[str, Any]) -> float | None:
+    """A latency over PyTorch's in the same rounds; None where PyTorch was not timed beside it."""
+    return latency["ratio_to_first"] if latency.get("ratio_to", "").startswith("pytorch") else None
 
 
 def write_csv(rows: Rows, path: Path) -> None:
@@ -165,7 +176,21 @@ def smallest_cap(rows: Rows, key: Key, resident: str, scope: str = "process") ->
     return min(held) if held else None
 
 
-def contended(rows: Rows) -> list[str]:
-    """Why latencies should not be quoted, in words; the spread of single rows apart."""
-    reasons = {why for one in rows.latency.values() for why in one["reasons"] if "interquartile" not in why}
-    return sorted(reasons)
+def quiet(rows: Rows) -> str:
+    """What else the machine did while latencies were taken, and how many of them spread; nothing without latencies."""
+    loads = sorted({why for one in rows.latency.values() for why in one["reasons"] if "interquartile" not in why})
+    spread = sum(any("interquartile" in why for why in one["reasons"]) for one in rows.latency.values())
+    words = ["; ".join(loads) or "no other load seen"]
+    words += [f"{spread} of {len(rows.latency)} rows spread by more than {100 * SPREAD:g} % (*)"] if spread else []
+    return "; ".join(words) if rows.latency else ""
+
+
+def without_iterations(rows: Rows) -> list[Key]:
+    """One key for each preset, runtime and precision."""
+    found = {(key.preset, key.runtime, key.dtype): key for key in reversed(rows.keys)}
+    return sorted(found.values())
+
+
+def at(key: Key, iterations: int) -> Key:
+    """The same at another number of iterations."""
+    return Key.of({"preset": key.preset, "runtime": key.runtime, "dtype": key.dtype, "iterations": iterations})

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.presets import processor
+from benchmarks.presets import command, processor
 from eval.caps import CAPS_MB, CapResult, cap_table, caps_held
-from eval.latency import Timed, interleave
+from eval.latency import Timed, few_rounds, interleave
 from eval.memory import PartMemory, measure_memory_by_part, worker_memory
 from eval.parts import PartsLatency, measure_parts, part_table
 from eval.targets import check
@@ -78,19 +78,20 @@ def page(
     direct, difference = iteration
     lines = [
         f"# IRIS {given.preset} by part", "",
-        f"`uv run python -m benchmarks.parts --preset {given.preset}` on {processor()}, one thread, torch "
+        f"`{command('benchmarks.parts')}` on {processor()}, one thread, torch "
         f"{torch.__version__}. 256x256, 4 steps, 4 iterations, guidance 1, drawn weights, a text encoder of the shape "
         "of CLIP ViT-L/14.", "",
         "## Time", "",
         f"float32, the median of {given.rounds} rounds, in each of which all rows run in turn.", "",
         *part_table(list(latency.values())), "",
+        *([few_rounds(given.rounds), ""] if few_rounds(given.rounds) else []),
         *([f"Contended: {'; '.join(reasons)}.", ""] if reasons else []),
         f"An iteration timed on its own takes {direct:.1f} ms of processor time; evaluations of {SHOWN + 1} and "
         f"{SHOWN} iterations differ by {difference:.1f} ms ({direct / difference:.2f} times).", "",
         f"## Memory in {given.dtype}", "",
         "Each part alone in a fresh process. Weights: parameters and buffers times their bytes, against the growth of "
         "resident memory while loading. Live tensors: the peak counted on a run, against the formulas of "
-        "`iris/activations.py`.", "",
+        "`iris/activations.py`, which has no formula for the text encoder, and so none for the whole.", "",
         *memory_table(memory), "", *residency_table(memory, in_turn), "",
         "## Caps", "",
     ]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +133,11 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def command(module: str) -> str:
+    """The command line of this process, as it can be given again."""
+    return shlex.join(["uv", "run", "python", "-m", module, *sys.argv[1:]])
 
 
 def main() -> None:

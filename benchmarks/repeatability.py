@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.presets import processor
-from eval.latency import LatencyResult, measure_latency
+from benchmarks.presets import command, processor
+from eval.latency import LatencyResult, few_rounds, measure_latency
 from eval.workers import Loader
 
 TARGET = 0.10       # of the ratio
@@ -68,7 +68,7 @@ def page(pairs: Sequence[Pair], given: argparse.Namespace) -> str:
     first, second = given.mixers
     lines = [
         "# Repeatability of a latency ratio", "",
-        f"`uv run python -m benchmarks.repeatability` on {processor()}, one thread of {os.cpu_count()}, torch "
+        f"`{command('benchmarks.repeatability')}` on {processor()}, one thread of {os.cpu_count()}, torch "
         f"{torch.__version__}. {second} over {first}: one generator evaluation of IRIS {given.preset} at 256x256, "
         f"drawn weights, float32; the median of {given.rounds} rounds, in each of which the two run in turn. Each run "
         f"is in fresh processes. Target: two runs' ratios differ by at most {TARGET:.0%}.", "",
@@ -80,7 +80,7 @@ def page(pairs: Sequence[Pair], given: argparse.Namespace) -> str:
             reasons = "; ".join(one.reasons) if one.contended else "no"
             lines.append(f"| {pair.condition} | {number} | {one.ratio_to_first:.3f} ({one.ratio_q1:.3f} to "
                          f"{one.ratio_q3:.3f}) | {one.processor_ratio:.3f} | {one.median_ms:.0f} | {reasons} |")
-    lines.append("")
+    lines += ["", few_rounds(given.rounds), ""] if few_rounds(given.rounds) else [""]
     for pair in pairs:
         met = "met" if pair.difference <= TARGET else "missed"
         lines.append(f"- {pair.condition}: the two ratios differ by {pair.difference:.1%} (target {met}), those of "

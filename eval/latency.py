@@ -23,6 +23,7 @@ from eval.workers import Loader, Worker
 OTHER_PROCESSORS = 0.2
 STOLEN = 0.02
 SPREAD = 0.10
+QUOTED = 30         # rounds from which figures are quoted without saying how many they were
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def measure_models(loaders: dict[str, Loader], rounds: int = 30, warmup: int = 3
 
     Args:
         loaders: name -> where the model comes from; the first is the one that ratios are taken to.
-        rounds: measured rounds, one image of every model each; 30 or more for figures that are quoted.
+        rounds: measured rounds, one image of every model each; ``QUOTED`` or more for figures that are quoted.
         warmup: rounds before that, not counted; 10 or more on CUDA.
-        threads: processor threads of each process.
+        threads: processor threads of each process; their number is fixed, the processors they run on are not.
         timeout: seconds that one image or the loading of one model may take.
 
     Raises:
@@ -92,6 +93,11 @@ def measure_latency(loaders: dict[str, Loader], rounds: int = 30, warmup: int = 
     """The latency part of ``measure_models``."""
     return {name: result.latency for name, result in
             measure_models(loaders, rounds, warmup, threads, timeout).items()}
+
+
+def few_rounds(rounds: int) -> str:
+    """A sentence on what quartiles come from, where there were few rounds; else nothing."""
+    return f"Quartiles are of {rounds} rounds; figures to be quoted want {QUOTED}." if rounds < QUOTED else ""
 
 
 def visiting_order(count: int, rounds: int) -> list[list[int]]:

@@ -74,7 +74,7 @@ class Worker:
         Args:
             name: what errors call the model.
             loader: where the model comes from.
-            threads: processor threads of the process.
+            threads: processor threads of the process, whose number is fixed; the system places them.
             timeout: seconds that any one answer may take.
             environment: variables of the process beside ``worker_environment``'s.
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks import mobile_measure
 from benchmarks.mobile import Plan, Setup
 from benchmarks.mobile_export import once
 from benchmarks.mobile_report import build_report, verdict
-from benchmarks.mobile_rows import read_rows
+from benchmarks.mobile_rows import Key, Rows, read_rows
+from benchmarks.mobile_tables import latency_table, parts_table, passed_beside_import, target_results
+from eval.targets import published
 from iris.errors import SettingError
 
 PEAKS = {"pytorch": 1400.0, "onnxruntime": 900.0, "executorch": 500.0}      # of made-up rows, MB
@@ -48,7 +51,7 @@ def run_under(cap: float, held: bool) -> dict[str, Any]:
 def timed(setup: Setup, part: str) -> dict[str, Any]:
     times = {"median_ms": 123.4, "q1_ms": 120.0, "q3_ms": 130.0, "ratio_to_first": 1.5, "ratio_q1": 1.4, "ratio_q3": 1.6}
     return {"preset": setup.preset, "runtime": setup.runtime, "dtype": setup.dtype, "iterations": setup.iterations, "part": part,
-            "n": 4, "threads": 2, "contended": False, "reasons": [], **times}
+            "n": 4, "threads": 2, "contended": False, "reasons": [], "ratio_to": "pytorch fp32", **times}
 
 
 def test_a_row_for_each_cap_and_each_part(work, tmp_path):
@@ -73,6 +76,79 @@ def test_the_page_says_which_presets_fit(work, tmp_path):
                     "(ONNX Runtime fp32, ExecuTorch fp32) with one part loaded at a time.")
     assert said in page and "latency: 2; memory: 1" in page
     assert "Latency by runtime" in page and len(list((tmp_path / "report" / "figures").glob("*.png"))) == 2
+
+
+def rows_of(*held: tuple[str, str, int, float | None]) -> Rows:
+    """Runs under caps of (preset, dtype, iterations) in ExecuTorch, the smallest that holds; None: none was tried."""
+    rows = Rows()
+    for preset, dtype, iterations, need in held:
+        key = Key.of({"preset": preset, "runtime": "executorch", "dtype": dtype, "iterations": iterations})
+        rows.memory[key] = {"image": {}, "parts": {}}
+        if need is not None:
+            rows.caps[key, "all"] = rows.caps[key, "one part"] = [run_under(cap, cap >= need) for cap in (600, 1000)]
+    return rows
+
+
+def test_a_preset_fits_if_it_does_at_every_number_of_iterations():
+    said = verdict(rows_of(("tiny", "int8", 4, 600), ("tiny", "int8", 8, 600), ("small", "int8", 4, 600),
+                           ("small", "int8", 8, 1000), ("base", "int8", 4, 600), ("base", "int8", 8, None)))
+    assert said == ("Under a cap of 600 MB a process makes an image, at 4 and at 8 iterations, of tiny (ExecuTorch int8) with "
+                    "everything loaded; of tiny (ExecuTorch int8) with one part loaded at a time. Not tried at every number "
+                    "of iterations, and so not counted: base (ExecuTorch int8) with everything loaded; base (ExecuTorch int8) "
+                    "with one part loaded at a time.")
+    assert verdict(Rows()) == "Not measured."
+
+
+def test_targets_take_the_weights_of_the_files_themselves():
+    """And say who meets the memory target only with the runtime's import left out of the budget."""
+    rows = rows_of(("base", "fp16", 4, 1000))
+    plain, half = (Key.of({"preset": "base", "runtime": runtime, "dtype": dtype, "iterations": 4})
+                   for runtime, dtype in (("pytorch", "fp32"), ("executorch", "fp16")))
+    image = {"weights_mb": 1040.0, "activations_mb": 21.0}
+    rows.memory[plain] = {"image": {"all": image}, "parts": {"text": image}}
+    assert target_results(rows)[0][1][0].verdict == "not measured"      # not half of PyTorch's
+    rows.memory[half]["image"]["all"] = {"weights_mb": 517.5}
+    rows.caps[half, "all"] += [run_under(600, True) | {"scope": "above import"}, run_under(100, False) | {"scope": "control"}]
+    (key, results), = target_results(rows)
+    assert key == half and results[0].verdict == "pass" and "weights 517.5 MB (as measured in float16)" in results[0].why
+    assert passed_beside_import(rows) == [half]
+
+
+def test_what_spread_is_marked_and_counted(work, tmp_path):
+    row = json.loads((work / "rows" / "latency-tiny-4.json").read_text())
+    for one in row:
+        if (one["part"], one["runtime"]) == ("text", "executorch"):
+            one |= {"contended": True, "reasons": ["the interquartile range is 40% of the median (limit 10%)"]}
+    (work / "rows" / "latency-tiny-4.json").write_text(json.dumps(row))
+    rows = read_rows(work)
+    assert [line.cells[0].text for line in parts_table(rows).rows] == ["123", "123", "123 *"]
+    build_report(rows, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "- Quiet: no other load seen; 1 of 6 rows spread by more than 10 % (*)" in text
+    assert "Quartiles are of 4 rounds; figures to be quoted want 30." in text
+    assert "python -m benchmarks.mobile work=DIR phase=latency rounds=4 threads=2\n" in text
+    assert "python -m benchmarks.mobile work=DIR phase=memory threads=1\n" in text
+    assert "## Published figures\n\nFigures of other systems on other people's machines" in text
+    assert all(f"| {one.system} | {one.device} |" in text for one in published())
+
+
+def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
+    """And a ratio to another runtime than PyTorch is not called one to PyTorch."""
+    monkeypatch.setattr(mobile_measure, "machine", lambda threads: {})
+    monkeypatch.setattr(mobile_measure, "latency_rows", lambda setups, plan: [
+        timed(one, "image") | {"n": plan.rounds, "ratio_to": f"{setups[0].runtime} {setups[0].dtype}"} for one in setups])
+    words = [f"work={tmp_path}", "presets=tiny", "iterations=4", "threads=1"]
+    for more in (["rounds=4"], ["rounds=2"], ["rounds=4", "runtimes=onnxruntime"]):
+        mobile_measure.latency(Plan.of([*words, *more]))
+    assert len(list((tmp_path / "rows").glob("latency-*.json"))) == 3
+    assert {one["n"] for one in read_rows(tmp_path).latency.values()} == {4}
+    alone = tmp_path / "alone"
+    mobile_measure.latency(Plan.of([f"work={alone}", *words[1:], "runtimes=onnxruntime"]))
+    build_report(read_rows(alone), tmp_path / "report")
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        assert {(row["latency_ms"], row["ratio_to_pytorch"]) for row in csv.DictReader(file) if row["resident"] == "all"} == {
+            ("123.4", "")}
+    assert [line.cells[1].text for line in latency_table(read_rows(alone)).rows] == ["–"] * 3
 
 
 def test_a_row_is_measured_once(tmp_path):
