@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 from test_grid import settings_from
 
-from ablations.grid_record import load_record
 from ablations.halving import Halving, halve, halving_of, rung_plan, survivors
 from ablations.plan import Plan, make_plan
-from ablations.session import Session
-from ablations.watch import Watch
 from iris.errors import SettingError
 
 DECIDE = {"metric": "fid", "better": "lower"}
@@ -94,58 +89,3 @@ def test_settings_that_cannot_be_used(given, words):
     with pytest.raises(SettingError, match=words):
         halving_of(given)
     assert halving_of(None) is None
-
-
-# -- in a grid's command ----------------------------------------------------------------------------------------------
-
-
-def session(tmp_path, *more: str) -> Session:
-    settings, values = settings_from("grid=mixers", "grid.match=none", "train.steps=80", f"runs_dir={tmp_path}", "seeds=[0,1]", *more)
-    console = Console(file=io.StringIO())
-    return Session(settings, values, make_plan(settings, values), Watch("mixers", console=console), None, tmp_path / "grid.json")
-
-
-def test_status_sees_the_rung_that_runs_and_then_who_went_on(tmp_path):
-    run, seen = session(tmp_path), []
-
-    def follow(jobs):
-        seen.append({entry.key for entry in load_record(tmp_path / "grid.json").trials})
-        give(run.plan, SCORES)
-
-    run._follow = follow
-    whole = {trial.key for trial in run.plan.trials}
-    run._halve(Halving(2, 0.5))
-    assert [len(keys) for keys in seen] == [10, 6] and not any(keys & whole for keys in seen)
-    left = {entry.key for entry in load_record(tmp_path / "grid.json").trials}
-    assert left == {trial.key for trial in run.plan.trials} < whole and len(left) == 4
-
-
-def test_a_report_has_the_arms_that_went_on(tmp_path):
-    run = session(tmp_path)
-    run._follow = lambda jobs: give(run.plan, SCORES)
-    run._halve(Halving(2, 0.5))
-    report = session(tmp_path, "action=report")
-    report._halve(Halving(2, 0.5))
-    assert report.notes == run.notes and {t.key for t in report.plan.trials} == {t.key for t in run.plan.trials}
-    trial = rung_plan(report.plan, [0, 1], 0.5).trials[0]
-    (report.plan.folder(trial) / "result.json").unlink()
-    early = session(tmp_path, "action=report")
-    early._halve(Halving(2, 0.5))
-    assert early.notes[-1] == "Successive halving: rung 2 of 2 is not finished." and len(early.plan.arms) == 3
-
-
-def test_retry_of_a_rung_goes_on_behind_it(tmp_path):
-    run = session(tmp_path)
-    short = rung_plan(run.plan, [0, 1], 0.25)
-    give(short, SCORES)
-    failed = short.trials[3]
-    (run.plan.folder(failed) / "result.json").unlink()
-    run.only, listed = {failed.key}, []
-
-    def follow(jobs):
-        listed.append([job.key for job in jobs if not job.key.startswith("prepare-")])
-        give(run.plan, SCORES)
-
-    run._follow = follow
-    run._halve(Halving(2, 0.5))
-    assert listed[0] == [failed.key] and len(listed[1]) == 6

@@ -262,3 +262,21 @@ def test_brackets_in_an_arms_name_are_shown(tmp_path):
         watch.add_trial("k", "grfm[fourier,spatial]", 0, tmp_path)
         watch.update()
     assert "grfm[fourier,spatial], seed 0" in console.export_text()
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("c", "cancel"), (" Detach ", "detach"), ("", "detach"), ("x", "detach"), (EOFError, "detach")])
+def test_the_first_letter_answers_and_the_usual_answer_is_shown(monkeypatch, typed, meant):
+    asked: list[str] = []
+
+    def answer(question: str, **given: object) -> str:
+        asked.append(question)
+        if not isinstance(typed, str):
+            raise typed
+        return typed
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "input", answer)
+    with Watch("mixers", console=console) as watch:
+        assert watch.ask("Leave them?", {"d": "detach", "c": "cancel"}, "detach") == meant
+    assert asked == ["Leave them? [d] "]
+    assert Watch("mixers", console=Console(file=io.StringIO())).ask("?", {"d": "detach"}, "detach") == "detach" and len(asked) == 1
