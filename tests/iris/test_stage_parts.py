@@ -24,6 +24,7 @@ from iris.text import CLIPText
 from iris.training.__main__ import main
 from iris.training.progress import Progress
 from iris.training.settings import settings_of
+from iris.training.stages import flow
 from iris.training.stages.base import Watched, check_out, content_key, publish, save_grid
 from iris.training.stages.data import (
     Pixels,
@@ -267,6 +268,17 @@ def test_a_look_knows_the_step_and_is_logged_once():
     watched.loss(6)
     assert watched.validate() == 0.5 and seen == [7]
     assert watched.facts() == {"psnr": 20.0} and watched.facts() == {}
+
+
+def test_memory_that_encoding_lacks(tmp_path, monkeypatch, capsys):
+    def encode(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flow, "encode_source", encode)
+    assert main(["scale=smoke", "log=none", "data.train=32", "data.validation=8", "latent=haar", "stage=text"]) == 1
+    told = "error: out of memory while 64 pictures were encoded at once with data.size=32: lower data.size (CUDA"
+    assert capsys.readouterr().err.startswith(told)
 
 
 # -- frozen text ----------------------------------------------------------------------------------------------------
