@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,39 @@ def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(servers
     assert run.data.metrics["fid"] == result["metrics"]["fid"] and run.data.metrics["latency_ms"] > 0
     assert_curves_equal(client, run, folder, tuple(name for name in first if name not in NO_CURVES))
     assert len(run.outputs.model_outputs) == 1 and journals(tmp_path / "runs")[0].has_sent(server.uri)
+
+
+def test_a_server_that_goes_and_comes_back_while_a_grid_trains(servers, tmp_path):
+    """The real grid, at smoke scale."""
+    server = servers["sqlite"]
+    server.ready()
+    words = ["grid=mixers", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher=inline", "threads=1",
+             "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=500", "model.iterations=1",
+             "track.models_mb=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+    with open(tmp_path / "said", "w") as said:
+        command = subprocess.Popen([sys.executable, "-m", "ablations.run", *words], cwd=tmp_path, env=environment, stdout=said,
+                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    client = client_of(server.uri)
+
+    def points() -> int:
+        """Steps that the server has of trials that are training."""
+        found = client.get_experiment_by_name("mixers")
+        runs = [] if found is None else client.search_runs([found.experiment_id], "tags.`mlflow.parentRunId` != ''")
+        return sum(len(client.get_metric_history(run.info.run_id, "loss")) for run in runs)
+
+    while points() < 1:
+        assert command.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.2)
+    server.kill()
+    written = {path: len(path.read_text().splitlines()) for path in (tmp_path / "runs" / "trials").glob("*/metrics.jsonl")}
+    while all(len(path.read_text().splitlines()) < rows + 30 for path, rows in written.items()):
+        assert command.poll() is None, "the grid ended before the server came back"
+        time.sleep(0.05)
+    server.start()
+    assert command.wait(600) == 0, (tmp_path / "said").read_text()
+    (parent,), trials = runs_of(client, "mixers")
+    assert parent.info.status == "FINISHED" and len(trials) == 1
+    for key, (run,) in trials.items():
+        assert run.info.status == "FINISHED"
+        assert_curves_equal(client, run, tmp_path / "runs" / "trials" / key, ("loss", "lr", "grad_norm"))
