@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from iris.data.source import Batch, Source, collate
 from iris.errors import SettingError
+from iris.training.safety import SIGNALS
+
+POLL_SECONDS = 0.5
 
 
 class Loader:
@@ -42,7 +50,9 @@ class Loader:
         self._taken = position["taken"] if position else 0
         self._positions = list(position["positions"]) if position else [None] * self._shares
         batches = _Batches(source, batch, seed, rank * self._shares, world * self._shares, self._positions, self._taken)
-        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_unchanged))
+        # A generator of its own: from torch's global one it would draw once more in a resumed run.
+        self._batches = iter(DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_unchanged,
+                                        generator=torch.Generator(), worker_init_fn=_follow))
 
     @property
     def position(self) -> dict[str, Any]:
@@ -103,6 +113,23 @@ class _Batches(IterableDataset):
             if not given:
                 raise SettingError(f"data: share {rank} of {self._world} has no usable row in epoch {epoch}")
             epoch, position = epoch + 1, None
+
+
+def _follow(worker: int) -> None:
+    """Let a worker end when the process that trains ends it, or is gone, and not otherwise.
+
+    A job's manager signals all of its processes; the one that trains takes more batches before it obeys. And where that
+    one was killed, torch's worker waits for ever to hand over its last batch, with the locks that it was forked with.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
 
 
 def _unchanged(item: Any) -> Any:

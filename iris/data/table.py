@@ -55,6 +55,12 @@ class Table(Source):
         """Of every row, without reading a picture; those of damaged rows too."""
         return [(text or "").strip() for text in self._rows["caption"]]
 
+    @property
+    def texts(self) -> list[dict[str, Any]]:
+        """{"caption", "label"} of every row, without reading a picture."""
+        labels = [None] * len(self) if self._labels is None else self._labels.tolist()
+        return [{"caption": caption, "label": label} for caption, label in zip(self.captions, labels, strict=True)]
+
     def batch(self, indices: Sequence[int], seed: int = 0, epoch: int = 0) -> Batch:
         """Rows by number, 0 <= i < len(self). In a damaged row's place stands the next usable one; ``bad`` names it.
 

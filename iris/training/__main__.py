@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch: spinning threads slow each other down
     from iris.errors import SettingError
     from iris.training.files import FULL
-    from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory
+    from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory, ShareError
 
     if "--help" in words or "-h" in words:
         return _help()
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _wants_config(words):
             return _show(words)
         run(words)
+    except ShareError as error:
+        return _failed(error, 2, shared=False)
     except SettingError as error:
         return _failed(error, 2)
     except NonFiniteLoss as error:

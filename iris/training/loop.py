@@ -34,8 +34,9 @@ METRICS = "metrics.jsonl"
 class Task(Protocol):
     """What is trained: weights, and a loss addressed by the step alone.
 
-    Two methods more are used where they are there: ``describe(step) -> BatchFacts`` for messages, and ``validate() ->
-    float``, lower is better, called each ``validate_every`` steps with the averaged weights in ``module``.
+    Three methods more are used where they are there: ``describe(step) -> BatchFacts`` for messages; ``validate() ->
+    float``, lower is better, called each ``validate_every`` steps with the averaged weights in ``module``; and
+    ``go_on_at(step)``, called once in each process, before the first call of ``loss``, which is for step ``step``.
     """
 
     module: nn.Module

@@ -66,6 +66,8 @@ class Run:
         self._resume()
         self.module.zero_grad(set_to_none=True)
         self.loss = self.accelerator.prepare(_Loss(task))
+        if hasattr(task, "go_on_at"):       # last: one process's failure is a lost worker to the others' first step
+            task.go_on_at(self.step)
 
     def _check(self) -> None:
         parts = self.world * self.settings.accumulate
@@ -168,7 +170,8 @@ class Run:
             self.average[name].copy_(kept)
 
     def save(self) -> None:
-        """Write a checkpoint: all that the next step depends on. The data's position is the step's number."""
+        """Write a checkpoint: all that the next step depends on. The data's position is the step's number, or, of a task
+        with ``go_on_at``, what the task keeps beside it."""
         if not self.main or (self.saved == self.step and self.step):
             return
         tensors = {f"model.{name}": value for name, value in self.module.state_dict().items()}

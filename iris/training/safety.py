@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from iris.errors import SettingError
 from iris.training.files import FULL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,6 +36,10 @@ class DiskFull(OSError):
 
 class LostWorker(RuntimeError):
     """Another process of the run is gone; the message says which checkpoint is left."""
+
+
+class ShareError(SettingError):
+    """A process cannot use its share of the data, of which the others know nothing."""
 
 
 class Stopped(SystemExit):

@@ -26,7 +26,8 @@ COMPOSER = Composer("iris.training.conf", CONF, GROUPS, "stage=text or train.ste
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Captioned images (conf/data); null leaves a choice to the source. See ``iris.data.SourceSettings``."""
+    """Captioned images (conf/data); null leaves a choice to the source. See ``iris.data.SourceSettings``; ``live`` and
+    ``workers`` are the stages' own."""
 
     name: str = one_of(*KINDS, *READY)
     path: str | None
@@ -46,6 +47,8 @@ class Data:
     seed: int | None
     buffer: int | None = number(1)
     max_bad: float | None = number(0, 0.99)
+    live: bool
+    workers: int = number(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,7 @@ VAE_TRAIN = ("steps", "batch", "optimiser", "learning_rate", "weight_decay", "wa
 # that one is trained, what it starts from, or which rows it selects.
 OWN = ("stage", "train", "student", "from", "out")
 SELECTION = ("data.score_column", "data.min_score")     # of stage=aesthetic
+PASSING = ("data.live", "data.workers", "data.crop")    # of no use to stage=vae, which stores its pictures
 SHARED_TRAIN = ("device", "precision", "compile", "skip_nonfinite", "checkpoint_seconds", "keep", "log_every")
 
 
@@ -174,7 +178,7 @@ def listed(word: str) -> str:
 
 def words_for(stage: str, overrides: Sequence[str]) -> list[str]:
     """The command line of an earlier stage that a command needs: what both share, under ``stage=``."""
-    own = {*OWN, *(() if stage == "aesthetic" else SELECTION), *(("vae",) if stage == "vae" else ())}
+    own = {*OWN, *(() if stage == "aesthetic" else SELECTION), *(("vae", *PASSING) if stage == "vae" else ())}
 
     shared = {f"train.{name}" for name in SHARED_TRAIN}
 

@@ -98,9 +98,14 @@ class FlowTask:
         """Which latents and captions step ``step`` takes."""
         return batch_indices(len(self.latents), self.batch, self.seed, step)
 
+    def examples(self, step: int, part: Part) -> tuple[Tensor, Tensor]:
+        """The latents and the captions that ``part`` of step ``step`` takes."""
+        chosen = part.take(self.rows(step))
+        return self.latents[chosen], self.captions[chosen]
+
     def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        place, chosen = device_of(self.module), part.take(self.rows(step))
-        clean, captions = self.latents[chosen].to(place), self.captions[chosen]
+        place, (clean, captions) = device_of(self.module), self.examples(step, part)
+        clean = clean.to(place)
         dropped = torch.rand(self.batch, generator=generator(self.seed, "dropout", step)) < self.caption_dropout
         captions = torch.where(part.take(dropped)[:, None], self.null, captions).to(place)
         t = part.take(self.times.draw(self.batch, generator(self.seed, "time", step))).to(place)

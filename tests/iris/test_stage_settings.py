@@ -13,7 +13,7 @@ from iris.errors import SettingError
 from iris.training import __main__ as command
 from iris.training.__main__ import main
 from iris.training.progress import Progress
-from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory
+from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory, ShareError
 from iris.training.settings import COMPOSER, GROUPS, STAGES, Settings, listed, settings_of, words_for
 from iris.training.stages import KINDS as STAGE_KINDS
 from iris.training.stages import stage_of
@@ -21,6 +21,7 @@ from iris.training.stages.base import Desk, Stage
 from iris.training.stages.processes import Processes
 
 FILES = ("data.path=rows.parquet", "data.size=32")
+STREAM = ("data=tar", "data.path=taken", "data.size=32", "data.live=true")
 
 
 def stage(folder: Path, *words: str) -> Stage:
@@ -91,6 +92,13 @@ def test_only_bare_lists_are_read_as_lists():
     (["stage=vae", "data=parquet", "data.size=32"], ["data.path is needed"]),
     (["stage=vae", "data=parquet", *FILES], ["data.path does not exist", "rows.parquet"]),
     (["stage=vae", "data.crop=random"], ["data.crop=random", "allowed: centre"]),
+    (["stage=text", "data.crop=random"], ["data.crop=random", "allowed: centre, or data.live=true"]),
+    (["stage=text", "data.live=yes"], ["data.live='yes'", "must be bool"]),
+    (["stage=text", "data.workers=-1"], ["data.workers=-1", "at least 0"]),
+    (["stage=vae", "data.live=true"], ["data.live=true: stage=vae", "allowed: false"]),
+    (["stage=distill", "data.live=true"], ["data.live=true: stage=distill", "allowed: false"]),
+    (["stage=class", *STREAM], ["data.labels is missing", "data.live=true", "data.live=false"]),
+    (["stage=text", "model.text=labels", *STREAM], ["data.labels is missing", "data.live=true"]),
     (["stage=vae", "data.min_score=3"], ["data.min_score needs data.score_column"]),
     (["stage=aesthetic"], ["data.min_score is missing", "data.score_column"]),
     (["stage=aesthetic", "from=null"], ["from=null cannot be used with stage=aesthetic", "text, class"]),
@@ -109,7 +117,8 @@ def test_only_bare_lists_are_read_as_lists():
 def test_a_mistake_is_told_in_one_line_before_anything_is_made(words, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").touch()
+    for name in ("thesis.tex", "0.tar"):
+        (tmp_path / "taken" / name).touch()
     assert main([*([] if "--verbose" in words else ["scale=smoke", "log=none"]), *words]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
@@ -129,6 +138,7 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "runs/pixels.bin")
                           "same command again" for rank, process in (("0", ""), ("1", " (process 1)"))}),
     (NonFiniteLoss("step 3"), 1, {"0": "error: step 3", "1": ""}),
     (SettingError("train.x=1"), 2, {"0": "error: train.x=1", "1": ""}),
+    (ShareError("no row"), 2, {"0": "error: no row", "1": "error (process 1): no row"}),
 ])
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_an_error_is_told_by_the_first_process_or_by_the_one_that_has_it(error, code, told, rank, monkeypatch, capsys):
@@ -156,6 +166,25 @@ def test_keys_know_what_determines_weights_and_nothing_else(tmp_path):
     keys = {key(tmp_path, "stage=text", other) for other in others}
     assert len(keys) == len(others) and text not in keys
     assert text == key(tmp_path, "stage=text", "attention.position=none")      # which a GRFM does not read
+
+
+def test_keys_of_live_data_know_what_their_order_depends_on(tmp_path, monkeypatch):
+    (tmp_path / "0.tar").touch()
+    stored = ["stage=text", "data=tar", f"data.path={tmp_path}", "data.size=32", "data.train=9"]
+    assert key(tmp_path, *stored) == key(tmp_path, *stored, "data.workers=2")
+    words = [*stored, "data.live=true"]
+    same = [["data.workers=1"], ["latent.store=float32"], ["data.max_bad=0.1"]]
+    assert {key(tmp_path, *words, *more) for more in same} == {key(tmp_path, *words)}
+    others = ["data.workers=2", "data.buffer=7", "data.crop=random", "data.size=64", "seed=1", "data.live=false"]
+    keys = {key(tmp_path, *words), *(key(tmp_path, *words, other) for other in others)}
+    assert len(keys) == len(others) + 1
+    # What stage=vae stores is no matter of the text stage itself, nor is how that one reads one of the vae's.
+    assert stage(tmp_path, *words).facts() == stage(tmp_path, *words, "data.train=8").facts()
+    vae = [stage(tmp_path, *some).earlier["vae"].key for some in (stored, [*words, "data.workers=2", "data.crop=random"])]
+    assert vae[0] == vae[1]
+    before = stage(tmp_path, *words).facts()
+    monkeypatch.setattr(Processes, "count", 2)
+    assert stage(tmp_path, *words).facts() != before
 
 
 def test_a_stage_on_the_way_is_the_one_that_its_own_command_makes(tmp_path):

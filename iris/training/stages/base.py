@@ -215,6 +215,11 @@ class Watched:
         self._step = step + 1
         return self._task.loss(step, part)
 
+    def go_on_at(self, step: int) -> None:
+        """Let a task that reads in passing find its place."""
+        if hasattr(self._task, "go_on_at"):
+            self._task.go_on_at(step)
+
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
         return self._task.describe(step)

@@ -20,7 +20,7 @@ from iris.data import WORLDS, SourceSettings, open_source
 from iris.data import fingerprint as world_fingerprint
 from iris.data import settings as source_settings
 from iris.data.latent_cache import CachedLatents
-from iris.data.source import Source
+from iris.data.source import Batch, Source
 from iris.data.table import Table
 from iris.errors import SettingError
 from iris.training.files import naming, write_json
@@ -31,6 +31,8 @@ ABOUT, PIXELS = "about.json", "pixels.bin"
 CHUNK = 256             # rows decoded at once
 WORLD_CLASS = "shape"   # the attribute that is a drawn picture's class, unless data.label_column names another
 
+Row = dict[str, Any]    # "caption", "label", and what else is known of it
+
 
 def described(data: Data, split: str) -> SourceSettings:
     """The settings of one split.
@@ -38,11 +40,19 @@ def described(data: Data, split: str) -> SourceSettings:
     Raises:
         SettingError: a value that cannot be used; random crops, of which a store would hold one each.
     """
-    given = {name: value for name, value in asdict(data).items() if name != "name"}
+    given = {name: value for name, value in asdict(data).items() if name not in ("name", "live", "workers")}
     chosen = source_settings(data.name, split=split, **given)
-    if chosen.crop != "centre":
-        raise SettingError(f"data.crop={chosen.crop}: stages store their pictures and latents once; allowed: centre")
+    if chosen.crop != "centre" and not data.live:
+        raise SettingError(f"data.crop={chosen.crop}: stages store their pictures and latents once; allowed: centre, or "
+                           "data.live=true in stages class, text and aesthetic")
     return chosen
+
+
+def check_stored(data: Data, stage: str) -> None:
+    """Raise a SettingError if ``data`` is to be read live, which ``stage`` cannot."""
+    if data.live:
+        raise SettingError(f"data.live=true: stage={stage} trains on what is stored; allowed: false (stages class, text "
+                           "and aesthetic may read live)")
 
 
 def with_classes(data: Data) -> Data:
@@ -172,20 +182,40 @@ class Latents:
         return [self._cache.rows[row]["key"] for row in rows]
 
 
-def class_names(rows: list[dict[str, Any]], chosen: SourceSettings) -> list[str]:
+def class_names(rows: Sequence[Row], chosen: SourceSettings) -> list[str]:
     """The class of each row: the name of its label where names are known, its caption where there are no labels.
 
     Labels without names keep their captions if each label has one of its own, and else are named by their numbers.
     """
+    name = class_namer(rows, chosen)
+    return [name(row) for row in rows]
+
+
+def class_namer(rows: Sequence[Row], chosen: SourceSettings) -> Callable[[Row], str]:
+    """The class of a row, as ``class_names`` of ``rows`` has it; other rows may follow."""
     captions, labels = [row["caption"] for row in rows], [row["label"] for row in rows]
     if None in labels:
-        return captions
+        return caption_of
     names = WORLDS[chosen.name].attributes.get(chosen.label_column) if chosen.name in WORLDS else chosen.labels
     if names is None:
         pairs = set(zip(labels, captions, strict=True))
         own = len(pairs) == len(set(labels)) == len(set(captions))
-        return captions if own else [str(label) for label in labels]
-    wrong = next((label for label in labels if not 0 <= label < len(names)), None)
-    if wrong is not None:
-        raise SettingError(f"data.labels has {len(names)} names, but column '{chosen.label_column}' holds {wrong}")
-    return [names[label] for label in labels]
+        return caption_of if own else lambda row: str(row["label"])
+
+    def named(row: Row) -> str:
+        if not 0 <= row["label"] < len(names):
+            raise SettingError(f"data.labels has {len(names)} names, but column '{chosen.label_column}' holds "
+                               f"{row['label']}")
+        return names[row["label"]]
+
+    return named
+
+
+def caption_of(row: Row) -> str:
+    return row["caption"]
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    """Of a batch as it comes."""
+    labels = [None] * len(batch.captions) if batch.labels is None else batch.labels.tolist()
+    return [{"caption": caption, "label": label} for caption, label in zip(batch.captions, labels, strict=True)]

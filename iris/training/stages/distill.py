@@ -18,6 +18,7 @@ from iris.saved import read_folder
 from iris.text import TextCondition
 from iris.training.distill_task import Distillation, DistillTask
 from iris.training.stages.base import Seen, shown
+from iris.training.stages.data import check_stored
 from iris.training.stages.flow import LatentStage
 from iris.training.stages.vae import NamedLatent
 from iris.training.tasks import TextToLatent, device_of
@@ -34,6 +35,7 @@ class DistillStage(LatentStage):
     """Distil the teacher that ``earlier`` has; the latent, the text encoder and their size are its own."""
 
     def check(self) -> None:
+        check_stored(self.settings.data, self.name)
         super().check()
         settings = self.settings
         if settings.student.method == "shortcut" and settings.train.batch < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from iris.data.latent_cache import CachedLatents, encode_source
+from iris.data.table import Table
 from iris.errors import SettingError
 from iris.generator import Generator
 from iris.mixers import check_mixer
@@ -19,15 +21,19 @@ from iris.randomness import initialise
 from iris.saved import CONFIG, read_folder
 from iris.text import CLIPText, EmbeddedText, TextEncoder, embed_captions
 from iris.training.files import write_json
+from iris.training.live import LiveBatches, LiveFlowTask
 from iris.training.safety import explained_memory
 from iris.training.stages.base import Seen, Stage, shown
 from iris.training.stages.data import (
     Latents,
+    caption_of,
+    class_namer,
     class_names,
     described,
     fingerprint,
     held_out,
     opened,
+    rows_of,
     size_of,
     streamed,
     with_classes,
@@ -46,12 +52,17 @@ from iris.training.tasks import FlowTask, TextToLatent, validation_loss
 
 PREPARED = "prepared.json"
 BATCH = 64              # pictures encoded at once
+FIRST = 512             # rows that are looked at where none are held out of live data
 
 
 class Encoded(NamedTuple):
-    """What the flow is trained on: latents, what each is of, and the encoder for that."""
+    """What the flow is trained on: latents, what each is of, and the encoder for that.
 
-    latents: Latents
+    With data.live there are no latents, and the captions are those that are known beforehand: all of a table, those of the
+    first rows of a stream.
+    """
+
+    latents: Latents | None
     captions: list[str]
     held: Latents | None
     held_captions: list[str]
@@ -59,7 +70,7 @@ class Encoded(NamedTuple):
 
 
 class LatentStage(Stage):
-    """What the flow's stages and distillation share: a data set as latents and captions, on disk."""
+    """What the flow's stages and distillation share: a data set as latents and captions, on disk or live."""
 
     @property
     def by_class(self) -> bool:
@@ -69,16 +80,29 @@ class LatentStage(Stage):
             return self.name == "class"
         return start.by_class if isinstance(start, LatentStage) else knows_classes(start.folder)
 
+    @property
+    def live(self) -> bool:
+        """Whether pictures are read and encoded in each step."""
+        return self.settings.data.live
+
     def check(self) -> None:
         data = with_classes(self.settings.data) if self.by_class else self.settings.data
-        # Held-out rows are not selected by score: of few rows perhaps none would be left.
-        self.data, self.held = described(data, "train"), held_out(replace(data, min_score=None, score_column=None))
+        # Held-out rows are not selected by score: of few rows perhaps none would be left. And they are stored, as one crop.
+        looked_at = replace(data, min_score=None, score_column=None, crop=None)
+        self.data, self.held = described(data, "train"), held_out(looked_at)
+        if self.live and streamed(self.data):
+            self.data = replace(self.data, train=None)          # which is what stage=vae stores of it
+        if self.live and self.held is None:
+            self.held = replace(described(looked_at, "train"), train=FIRST)
         self.size = size_of(self.data)
         sampling_of(self.settings)
 
     def facts(self) -> dict[str, Any]:
-        train = train_facts(self.settings.train)
-        facts = {"data": fingerprint(self.data), "store": self.settings.latent.store, "train": train}
+        facts = {"data": fingerprint(self.data), "train": train_facts(self.settings.train)}
+        if self.live:       # what the order of the rows depends on
+            order = {"processes": self.desk.processes.count, "shares": max(self.settings.data.workers, 1)}
+            return facts | {"live": order | {"buffer": self.data.buffer}}
+        facts |= {"store": self.settings.latent.store}
         # Not the key of earlier versions, which trained on all rows of a stream whatever data.train was.
         return facts | ({"rows": self.data.train} if streamed(self.data) and self.data.train else {})
 
@@ -89,8 +113,14 @@ class LatentStage(Stage):
         self.desk.processes.agree(lambda: (self.folder / PREPARED).unlink(missing_ok=True))
         self.desk.processes.prepared(self.folder / PREPARED, lambda: self._prepare(named, text))
         places = json.loads((self.folder / PREPARED).read_text())
-        train = CachedLatents(places["train"])
         held = CachedLatents(places["held"]) if places["held"] else None
+        if self.live:
+            self.source = opened(self.data)
+            known = self.source.texts if isinstance(self.source, Table) else held.rows
+            self.text_of = class_namer(known, self.data) if self.by_class else caption_of
+            captions = list(map(self.text_of, known)), list(map(self.text_of, held.rows))
+            return Encoded(None, captions[0], Latents(held), captions[1], None)
+        train = CachedLatents(places["train"])
         embedded = EmbeddedText(places["text"]) if places["text"] else None
         captions = self._captions(train), [] if held is None else self._captions(held)
         return Encoded(Latents(train), captions[0], None if held is None else Latents(held), captions[1], embedded)
@@ -99,7 +129,7 @@ class LatentStage(Stage):
         places: dict[str, str | None] = {"train": None, "held": None, "text": None}
         captions: list[str] = []
         latent = named.latent.to(self.desk.processes.device)
-        for part, chosen in (("train", self.data), ("held", self.held)):
+        for part, chosen in (("train", None if self.live else self.data), ("held", self.held)):
             if chosen is not None:
                 source = opened(chosen)
                 total = len(source) if hasattr(source, "__len__") else source.limit
@@ -109,7 +139,7 @@ class LatentStage(Stage):
                                           BATCH, report)
                 places[part] = str(place.absolute())
                 captions += self._captions(CachedLatents(place))
-        if isinstance(text, CLIPText):
+        if isinstance(text, CLIPText) and not self.live:
             made = embed_captions(text.to(self.desk.processes.device), [*captions, *self._prompts(captions)],
                                   self.desk.stages / "text", report=partial(self._report, "embedding captions"))
             text.to("cpu")
@@ -143,6 +173,10 @@ class FlowStage(LatentStage):
         if self.name == "aesthetic" and settings.data.min_score is None:
             raise SettingError("data.min_score is missing: stage=aesthetic trains on the rows whose data.score_column "
                                "reaches it")
+        classes = self.by_class and self.data.label_column or self.name != "aesthetic" and settings.model.text == "labels"
+        if self.live and streamed(self.data) and classes and not self.data.labels:
+            raise SettingError("data.labels is missing: with data.live=true the classes of a stream must be known "
+                               "beforehand; name them all, as data.labels=[cat,dog], or set data.live=false")
         if "start" not in self.earlier:
             latent = latent_of(settings)
             latent.grid(self.size, self.size)
@@ -165,6 +199,8 @@ class FlowStage(LatentStage):
         known = self.encodings.captions
         if settings.model.text == "labels":         # a class that only held-out rows have is a class too
             known = known + self.encodings.held_captions
+            if self.live and streamed(self.data):   # nor are a stream's first rows all that there is
+                known += self.data.labels or ()
         encoder = self.encodings.embedded or text or text_of(settings, known)
         if whole:
             model = TextToLatent(encoder, start.model.generator)
@@ -174,10 +210,19 @@ class FlowStage(LatentStage):
             if start is not None:
                 adopt(model, start.model, settings.start)
         self.pipeline = lambda: IrisPipeline(model, named.latent, named.name, named.options, self.size)
-        self.task = self._task(model, self.encodings.latents, self.encodings.captions)
-        held = self.encodings.held
-        self.judged = self.task if held is None else self._task(model, held, self.encodings.held_captions)
-        self.fit(self.task, self._look)
+        held, held_captions = self.encodings.held, self.encodings.held_captions
+        if self.live:
+            batches = self._batches()
+            self.task = self.judged = self._task(
+                model, held, held_captions, LiveFlowTask, live=batches,
+                latent=named.latent.to(self.desk.processes.device).eval(),
+                texts=lambda batch: [self.text_of(row) for row in rows_of(batch)])
+            with contextlib.closing(batches):
+                self.fit(self.task, self._look)
+        else:
+            self.task = self._task(model, self.encodings.latents, self.encodings.captions)
+            self.judged = self.task if held is None else self._task(model, held, held_captions)
+            self.fit(self.task, self._look)
         if self.desk.processes.first:
             self.pipeline().save(self.weights)
         self.pipeline().to("cpu")
@@ -186,10 +231,17 @@ class FlowStage(LatentStage):
     def usage(self, weights: Path, result: dict[str, Any]) -> list[str]:
         return [f'python -m iris --model {weights} "{result["example"]}"']
 
-    def _task(self, model: TextToLatent, latents: Latents, captions: list[str]) -> FlowTask:
+    def _task(self, model: TextToLatent, latents: Latents, captions: list[str], kind: type[FlowTask] = FlowTask,
+              **more: Any) -> FlowTask:
         train, encode = self.settings.train, model.text.tokenise
-        return FlowTask(model, latents, encode(captions), encode([""])[0], train.batch, self.settings.seed,
-                        train.caption_dropout, train.loss_weight, times_of(train), train.min_snr_gamma, train.steps)
+        return kind(model, latents, encode(captions), encode([""])[0], train.batch, self.settings.seed,
+                    train.caption_dropout, train.loss_weight, times_of(train), train.min_snr_gamma, train.steps, **more)
+
+    def _batches(self) -> LiveBatches:
+        """This process's rows of each step."""
+        settings, processes = self.settings, self.desk.processes
+        return LiveBatches(self.source, settings.train.batch, settings.seed, processes.rank, processes.count,
+                           settings.data.workers, self.folder)
 
     @torch.no_grad()
     def _look(self, step: int) -> Seen:

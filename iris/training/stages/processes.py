@@ -48,9 +48,14 @@ class Processes:
         return self._place.count if started else 1
 
     @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return 0 if self.count == 1 else self._place.rank
+
+    @property
     def first(self) -> bool:
         """Whether this is the one that writes."""
-        return self.count == 1 or self._place.rank == 0
+        return self.rank == 0
 
     @property
     def device(self) -> torch.device:

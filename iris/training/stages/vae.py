@@ -21,7 +21,7 @@ from iris.training.checkpoint import load_tensors, save_tensors
 from iris.training.files import write_json
 from iris.training.settings import VAE_TRAIN
 from iris.training.stages.base import Seen, Stage
-from iris.training.stages.data import Pixels, described, fingerprint, held_out, size_of, store_pixels
+from iris.training.stages.data import Pixels, check_stored, described, fingerprint, held_out, size_of, store_pixels
 from iris.training.stages.parts import digest, latent_of, latent_shape
 from iris.training.tasks import device_of, to_images
 from iris.training.vae_task import VAETask
@@ -73,6 +73,7 @@ class VAEStage(Stage):
     """Train the latent of latent.*, if it has weights to train, and measure each channel's mean and deviation."""
 
     def check(self) -> None:
+        check_stored(self.settings.data, self.name)
         settings, self.data = self.settings, described(self.settings.data, "train")
         self.size, self.held = size_of(self.data), held_out(settings.data)
         latent = latent_of(settings)

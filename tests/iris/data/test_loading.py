@@ -1,11 +1,17 @@
 import json
+import multiprocessing
+import os
+import select
+import signal
 
 import pytest
+import torch
 from small_shards import numbers, write_shard, write_shards
 
 from iris.data import open_source
 from iris.data.loading import Loader
 from iris.errors import SettingError
+from iris.training.safety import SIGNALS
 
 
 def opened(path, **settings):
@@ -81,3 +87,34 @@ def test_passed_over_rows_are_counted(tmp_path):
     loader = Loader(opened(tmp_path, max_bad=0.1), 7, 1)
     taken(loader, 1)
     assert loader.bad == 1
+
+
+def test_workers_leave_signals_to_the_process_that_trains(tmp_path):
+    others = multiprocessing.active_children()
+    loader = Loader(opened(write_shards(tmp_path, 4, 10)), 2, 1, workers=1)
+    taken(loader, 1)
+    (worker,) = [one for one in multiprocessing.active_children() if one not in others]
+    for number in SIGNALS:
+        os.kill(worker.pid, number)
+    assert len(taken(loader, 10)) == 10 and worker.is_alive()
+
+
+def test_a_loader_draws_nothing_from_the_global_generator(tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    taken(Loader(opened(write_shards(tmp_path, 2, 4)), 2, 1, workers=1), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_end_with_a_process_that_was_killed(tmp_path):
+    """Which waits to hand over a batch that is larger than a pipe: until every writer of ours is gone."""
+    source = opened(write_shards(tmp_path, 1, 10), size=128)
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        loader = Loader(source, 5, 1, workers=1)
+        next(loader)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(theirs)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert select.select([ours], [], [], 30)[0] and os.read(ours, 1) == b""
+    os.close(ours)
