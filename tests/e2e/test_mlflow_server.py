@@ -271,7 +271,7 @@ def test_a_server_that_goes_and_comes_back_while_a_grid_trains(servers, tmp_path
     """The real grid, at smoke scale."""
     server = servers["sqlite"]
     server.ready()
-    words = ["grid=mixers", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher.workers=1", "threads=1",
+    words = ["grid=opponents", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher.workers=1", "threads=1",
              "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=500", "model.iterations=1",
              "track.models_mb=0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
@@ -289,14 +289,14 @@ def test_a_server_that_goes_and_comes_back_while_a_grid_trains(servers, tmp_path
             assert command.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.02)
 
-    until(lambda: client.get_experiment_by_name("mixers") is not None)
+    until(lambda: client.get_experiment_by_name("opponents") is not None)
     until(lambda: rows() > 0)
     server.kill()
     down = rows()
     until(lambda: rows() >= down + 5)
     server.start()
     assert command.wait(600) == 0, (tmp_path / "said").read_text()
-    (parent,), trials = runs_of(client, "mixers")
+    (parent,), trials = runs_of(client, "opponents")
     assert parent.info.status == "FINISHED" and len(trials) == 1
     for key, (run,) in trials.items():
         assert run.info.status == "FINISHED"

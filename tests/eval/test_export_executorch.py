@@ -53,6 +53,7 @@ def exported(tmp_path_factory):
     return parts, folder, export_executorch(parts, folder)
 
 
+@pytest.mark.xdist_group("exported_executorch")
 def test_the_manifest_says_what_was_written(exported):
     parts, folder, manifest = exported
     assert json.loads((folder / MANIFEST).read_text()) == manifest
@@ -67,6 +68,7 @@ def test_the_manifest_says_what_was_written(exported):
     assert set(manifest["versions"]) == {"executorch", "torch", "torchao"}
 
 
+@pytest.mark.xdist_group("exported_executorch")
 def test_one_file_serves_any_number_of_iterations(exported):
     parts, folder, _ = exported
     generator = parts["generator"].module.generator
@@ -78,6 +80,7 @@ def test_one_file_serves_any_number_of_iterations(exported):
 
 
 @needs_compiler
+@pytest.mark.xdist_group("exported_executorch")
 def test_the_runtime_without_pytorch_computes_the_same(exported):
     parts, folder, manifest = exported
     part = parts["generator"]
@@ -92,6 +95,7 @@ def test_the_runtime_without_pytorch_computes_the_same(exported):
 
 
 @needs_compiler
+@pytest.mark.xdist_group("exported_executorch")
 def test_a_whole_model_runs_in_a_process_without_pytorch(exported):
     _, folder, _ = exported
     code = ("import sys; from eval.export.executorch_measuring import load_for_measuring\n"

@@ -137,6 +137,7 @@ def folder(tmp_path_factory):
     return folder, parts, export_onnx(parts, folder, ("int8", "fp32", "fp16"))
 
 
+@pytest.mark.xdist_group("exported_onnx")
 def test_the_manifest_says_what_lies_in_the_folder(folder):
     folder, parts, manifest = folder
     assert json.loads((folder / "manifest.json").read_text()) == manifest
@@ -154,6 +155,7 @@ def test_the_manifest_says_what_lies_in_the_folder(folder):
     assert {file.name for file in folder.iterdir()} == named, "nothing may be left behind"
 
 
+@pytest.mark.xdist_group("exported_onnx")
 def test_each_dtype_agrees_as_well_as_it_can(folder):
     limits = {"fp32": FP32, "fp16": 5e-3, "int8": 5e-2}
     for entry in folder[2]["files"]:
@@ -164,6 +166,7 @@ def test_each_dtype_agrees_as_well_as_it_can(folder):
         assert rms["fp32"] < rms["fp16"] < rms["int8"], "a dtype that changes nothing was not exported"
 
 
+@pytest.mark.xdist_group("exported_onnx")
 def test_smaller_numbers_make_smaller_files(folder):
     weights = {}
     for entry in folder[2]["files"]:
@@ -173,6 +176,7 @@ def test_smaller_numbers_make_smaller_files(folder):
     assert weights["generator", "int8"] < weights["generator", "fp32"]
 
 
+@pytest.mark.xdist_group("exported_onnx")
 def test_only_linear_layers_are_quantised(folder):
     folder, parts, manifest = folder
     part = parts["generator"]
@@ -193,6 +197,7 @@ def test_only_linear_layers_are_quantised(folder):
     assert any(value.dtype == np.int8 for value in kept.values())
 
 
+@pytest.mark.xdist_group("exported_onnx")
 def test_precise_weights_pay(folder, tmp_path):
     """Input, injection and output in 8 bits as well make the result worse."""
     folder, parts, manifest = folder

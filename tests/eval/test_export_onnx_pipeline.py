@@ -25,6 +25,8 @@ from iris.latents import build_latent
 from iris.text import ClassLabels, Vocabulary, WordEncoder
 from iris.training.tasks import TextToLatent
 
+pytestmark = pytest.mark.xdist_group("onnx_pipeline")      # one worker: what the module's fixtures make is shared
+
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a small red circle in the top left on a white background", "a large blue square in the centre",
            "the picture shows a green ring on a black background"]
