@@ -25,7 +25,7 @@ from ablations.progress import read_json
 from iris.training.checkpoint import load_tensors
 
 pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]     # the reference is shared
-KILLS = int(os.environ.get("IRIS_KILLS", "6"))
+KILLS = int(os.environ.get("IRIS_KILLS", "4"))
 PROCESSES = ("driver", "controller", "worker", "job")
 
 
@@ -131,10 +131,12 @@ def check_files(grid: Grid) -> None:
             except FileNotFoundError:       # a worker removed it just now
                 continue
     for path in grid.root.glob("trials/*/checkpoint*.safetensors"):
-        try:
-            load_tensors(path)              # verifies its checksum
-        except (OSError, ValueError, RuntimeError) as error:
-            assert not path.exists(), error     # a newer one took its place just now
+        for tries_left in (2, 1, 0):
+            try:
+                load_tensors(path)          # verifies its checksum
+                break
+            except (OSError, ValueError, RuntimeError) as error:        # a newer one may have taken its place just now
+                assert tries_left or not path.exists(), error
     stage = grid.root / "stages" / "numbers"
     if (stage / "result.json").exists():
         assert np.load(stage / "numbers.npy", mmap_mode="r").shape == (small_grid.ROWS, small_grid.WIDTH)

@@ -17,8 +17,6 @@ sys.path.insert(0, str(ROOT / "tests" / "iris"))
 MIXER = '''
 from torch import nn
 
-pytestmark = pytest.mark.xdist_group("parts")      # one worker: what the module's fixtures make is shared
-
 class Mean(nn.Module):
     def __init__(self, dim, width=None):
         super().__init__()
