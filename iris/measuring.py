@@ -175,21 +175,25 @@ def _in_turn(wanted: Given, settings: SamplingSettings) -> Callable[[], Tensor]:
     """The whole model, of which one part is in memory at any time."""
     source = wanted.source()
 
-    @torch.inference_mode()
+    # Weights are made outside inference mode, as a pipeline's are: made inside they require no gradient, and torch.matmul
+    # then takes another kernel on inputs that are not contiguous, which rounds otherwise.
     def generate() -> Tensor:
         encoder = source.text()
-        text, null = conditions(encoder, *wanted.encoding(encoder, settings))
+        with torch.inference_mode():
+            text, null = conditions(encoder, *wanted.encoding(encoder, settings))
         del encoder
         gc.collect()        # transformers' models hold themselves in cycles
         z = _sample(source.generator(), text, null, source.grid, settings)
         latent = source.decoder()
-        return to_pixels(latent.decode(z.to(latent.mean)).float())
+        with torch.inference_mode():
+            return to_pixels(latent.decode(z.to(latent.mean)).float())
 
     generate.weights_bytes = 0
     generate.device = wanted.device
     return generate
 
 
+@torch.inference_mode()
 def _sample(
     generator: Generator, text: TextCondition, null: TextCondition | None, grid: tuple[int, int],
     settings: SamplingSettings,

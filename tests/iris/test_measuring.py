@@ -27,7 +27,7 @@ F32, CPU = torch.float32, torch.device("cpu")
 def saved(tmp_path):
     """A small pipeline whose every part has drawn weights, and its folder."""
     latent = initialise(build_latent("wavelet_vae", **OPTIONS), 0)
-    latent.standardise(torch.rand(4, 3, 16, 16) * 2 - 1)
+    latent.standardise(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     with torch.no_grad():
         for parameter in latent.decoder.parameters():
             parameter.add_(0.1)
@@ -41,7 +41,9 @@ def given(folder, **values):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"guidance": 3.0}, {"sampler": "stochastic", "iterations": 3}], ids=str)
-def test_one_part_at_a_time_makes_the_same_image(saved, sampling):
+def test_one_part_at_a_time_makes_the_same_image(saved, sampling, monkeypatch):
+    for module in ("iris.pipeline", "iris.measuring"):      # before rounding to 8 bits, which hides most differences
+        monkeypatch.setattr(f"{module}.to_pixels", lambda images: images)
     pipeline, folder = saved
     expected = pipeline.generate(CAPTIONS[:1] * 2, SamplingSettings(2, **sampling))
     for resident in ("all", "one part"):
