@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablations.axes import points_of, values_by_setting
+from ablations.decide import EXPECTATIONS, fraction
 from ablations.digests import digest
 from ablations.settings import TRIAL_GROUPS, Settings, build, flatten
-from ablations.verdict import EXPECTATIONS, fraction
 from iris.errors import SettingError
 from iris.latents import LATENTS, latent_options
 from iris.mixers import OPTION_GROUPS, is_resizable, option_groups, source_digest

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000     # MLflow's own limits (mlflow/utils/validation.py)
 PARAM_LENGTH, TAG_LENGTH = 6000, 5000
+RUNS_PER_PAGE = 100                 # a sqlite store needs about 0.2 MB of memory for each while it looks them up
 THUMBNAIL = 256     # pixels of the copy that MLflow's charts show
 
 
@@ -21,7 +22,7 @@ def find_runs(client: Any, experiment_id: str, filter_string: str) -> Iterator[A
     """All runs that a filter finds, the oldest first."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], filter_string, order_by=["start_time ASC"], max_results=1000,
+        page = client.search_runs([experiment_id], filter_string, order_by=["start_time ASC"], max_results=RUNS_PER_PAGE,
                                   page_token=token)
         yield from page
         token = page.token

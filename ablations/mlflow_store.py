@@ -159,7 +159,7 @@ class GridStore:
         key = trial.planned.key
         tags = trial_tags(self.header, trial.planned, self.parent_id)
         if trial.run_id is None:
-            found = self._found.get(key)
+            found = self._found.pop(key, None)
             if found is None and trial.tried:
                 mine = f"tags.mlflow.parentRunId = '{self.parent_id}' and tags.key = '{key}'"
                 found = next(iter(self._runs(mine)), None)

@@ -18,6 +18,7 @@ import torch
 
 from ablations.digests import digest
 from ablations.grid import Arm, Trial, expand, match_arms, trials_of
+from ablations.launch import processes_of, threads_of
 from ablations.model import (
     build_model,
     build_text,
@@ -28,11 +29,11 @@ from ablations.model import (
     text_width,
     times_of,
 )
-from ablations.launch import processes_of, threads_of
 from ablations.progress import read_json
 from ablations.settings import Launcher, Settings
 from ablations.stages import Stages
 from eval.judges import describe
+from eval.process import processor_name
 from iris import data
 from iris.errors import SettingError
 from iris.generator import Generator
@@ -41,7 +42,6 @@ from iris.text import TextEncoder, Vocabulary, WordEncoder
 from iris.training.files import write_json
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
-
 
 BUILT = ("latent", "model", "depth", *OPTION_GROUPS)    # groups that a generator is built from
 TIMED = 15              # evaluations of each of two generators whose times are compared
@@ -273,9 +273,7 @@ def hardware(threads: int) -> dict[str, Any]:
     """What this machine is, for the record."""
     import psutil
 
-    from ablations.trial import processor
-
-    return {"cpu": processor(), "cores": os.cpu_count(), "threads": threads, "device": "cpu", "torch": torch.__version__,
+    return {"cpu": processor_name(), "cores": os.cpu_count(), "threads": threads, "device": "cpu", "torch": torch.__version__,
             "memory_gb": round(psutil.virtual_memory().total / 1e9), "python": platform.python_version()}
 
 

@@ -18,6 +18,7 @@ from ablations.notes import notes_of
 from ablations.plan import Plan, command, commit, hardware
 from ablations.progress import read_json
 from ablations.records import GridOutcome, TrialRecord
+from ablations.report_process import write_report_apart
 from ablations.settings import Settings
 from ablations.trial_state import state_of
 from iris.errors import SettingError
@@ -74,9 +75,6 @@ class Session:
             Detached: the person left.
             KeyboardInterrupt: the person stopped it, here or with ``action=cancel``.
         """
-        from ablations.report import write_report
-        from ablations.verdict import judge_outcome
-
         tracker, grid = self.tracker, self.settings.grid
         halving = halving_of(grid.halving)
         if halving is not None:
@@ -93,13 +91,13 @@ class Session:
                 tracker.trial_finished(record)
         outcome = self.outcome(records)
         self.watch.note("writing the report")
-        report = write_report(outcome, Path(self.settings.reports_dir) / grid.name)
+        report, verdict = write_report_apart(outcome, Path(self.settings.reports_dir) / grid.name)
         self.watch.note("finishing MLflow")
         if unfinished:
             tracker.detach()
             return outcome, report, tracker.problems
         failed = any(record.state == "failed" for record in records)
-        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", judge_outcome(outcome).word)
+        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", verdict)
         return outcome, report, problems
 
     def _speed(self) -> dict[str, dict[str, Any]]:

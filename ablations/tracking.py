@@ -26,6 +26,7 @@ from iris.training.mlflow_location import Location, unreachable
 RETRY_SECONDS = 30.0        # after a failed call the store is left alone this long
 PATIENCE_SECONDS = 30.0     # that the end of the grid waits for a store that answers nothing,
 END_SECONDS = 120.0         # and for one that answers slowly
+SAY_SECONDS = 20.0          # between two words to a person who waits for the end
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -186,7 +187,11 @@ class Tracker:
             self._changed.notify_all()
         began = time.monotonic()
         patience = END_SECONDS if self.location.file else PATIENCE_SECONDS      # a file is slow, but never silent
+        said = began
         while self._thread.is_alive():
+            if time.monotonic() > said + SAY_SECONDS:
+                said = time.monotonic()
+                self._warn(f"MLflow has {sum(trial.settled for trial in self._trials.values())} of {len(self._trials)} trials so far")
             client = self._store.client
             heard = max(began, client.answered) if client else began
             if time.monotonic() > min(heard + patience, began + END_SECONDS):

@@ -25,6 +25,7 @@ from eval.fid import frechet_distance, frechet_jackknife
 from eval.flops import count_flops
 from eval.judges import Judge
 from eval.kid import kid
+from eval.process import processor_name
 from iris.gates import record_gates
 from iris.pipeline import IrisPipeline, load_for_measuring
 from iris.sampling import SamplingSettings
@@ -155,19 +156,8 @@ def _run(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers were made on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": processor(), "host": platform.node(),
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": processor_name(), "host": platform.node(),
             "python": platform.python_version(), "device": name}
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _untrained(pipeline: IrisPipeline, judge: Judge, stages: Stages, settings: dict[str, Any]) -> dict[str, float]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations import stats
+from ablations.decide import EXPECTATIONS, fraction
 from ablations.records import GridOutcome, TrialRecord
 from ablations.stats import Analysis
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
-EXPECTATIONS = ("better", "worse", "equivalent", "not better", "not worse")
 HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "images_per_s")
 
 
@@ -48,17 +48,6 @@ def metric_label(metric: str) -> str:
     if name.startswith("accuracy_"):
         return f"{name.removeprefix('accuracy_')} accuracy{' on held-out pairs' if heldout else ''}"
     return {"clip_score": "CLIP score"}.get(metric) or metric.removesuffix("_ms").removesuffix("_mb").replace("_", " ")
-
-
-def fraction(value: float | str) -> float:
-    """0.05 from 0.05 or "5%". Raises ValueError for anything else, and for a negative fraction."""
-    try:
-        number = float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not number >= 0:
-        raise ValueError(f"decide.practical must be a fraction or a percentage such as 5%, got {value!r}")
-    return number
 
 
 def arms_of(outcome: GridOutcome) -> dict[str, list[TrialRecord]]:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 MIXERS, PASSES, RATES = ("grfm", "attention", "fourier", "recurrence", "spatial"), 8, 25
 TARGETS = {"plan": 5.0, "submit": 10.0, "status": 2.0, "report": 30.0}      # seconds for a thousand trials
-TRACKED = 20            # trials that MLflow is told of, for the driver's memory
 
 
 def main() -> None:
@@ -57,18 +56,20 @@ def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], 
     """The Markdown page."""
     import torch
 
+    from eval.process import processor_name
+
     names = {"plan": "plan: expand, match parameters, check and name every trial", "submit": "submit to Slurm as job arrays",
              "look": "a driver's look at all of them, twice a second", "status": "`action=status`, the whole command",
-             "report": "the report", "driver": f"plan, tell MLflow of {TRACKED} trials, and the report, in one process"}
+             "report": "the report", "driver": "`action=report`, the whole command: plan, tell MLflow of every trial, and the report"}
     table = [f"| {names[name]} | {row['seconds']:.2f} | {row['processor']:.2f} | {TARGETS.get(name, '') or '–'} | "
              f"{row['peak_mb']:.0f} | {row.get('note', '')} |" for name, row in rows.items()]
     whole = sum(parts.values())
     work = sum(parts[name] for name in WORK)
     return "\n".join([
         f"# The grid engine: {trials} trials", "",
-        f"`uv run python -m benchmarks.grid_engine`, {_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, load "
+        f"`uv run python -m benchmarks.grid_engine`, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, load "
         f"average {load:.1f} before the first row. Seconds on the clock suffer from that load; processor seconds, those of the "
-        "process and its children, do not. MB is the peak resident memory of the process.", "",
+        "process and its children, do not. MB is the peak resident memory of the process, in 10^6 bytes; the driver's target is 1,000.", "",
         "| | seconds | processor seconds | target, seconds | MB | |", "|---|---|---|---|---|---|", *table, "",
         "## What is not training or measuring", "",
         f"`grid=mixers` at `scale={scale}`: where the command's wall clock goes.", "",
@@ -94,14 +95,12 @@ def _processor_seconds() -> float:
 
 def _peak_mb() -> float:
     """Of this process alone: ru_maxrss would hold the parent's from before it was replaced."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _megabytes("VmHWM", Path("/proc/self/status").read_text())
 
 
-def _file_mb() -> float:
-    """Resident memory that is a file's: the system shares and drops it."""
-    found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+def _megabytes(what: str, status: str) -> float:
+    """A row of /proc/PID/status, in MB as the targets are, of 10^6 bytes."""
+    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def words(trials: int, folder: str) -> list[str]:
@@ -203,15 +202,18 @@ def status(trials: int, folder: str) -> dict[str, Any]:
     GridRecord.of(planned, "mixers", settings.grid.question, "", "local").save(record_path(planned.runs, values))
     for number, trial in enumerate(planned.trials):
         _made_up(planned.folder(trial), number)
+    row, printed = _command([*words(trials, folder), "action=status"])
+    counted = next(line for line in printed if line.startswith(f"{len(planned.trials)} trials: "))
+    return row | {"note": counted.partition(";")[0]}
+
+
+def _command(given: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Run the command with these words; what it took, its own peak memory, and the lines that it printed."""
+    code = "import sys; from ablations.run import main; main(sys.argv[1:]); print(open('/proc/self/status').read())"
     row: dict[str, Any] = {}
-    code = ("import re, sys; from ablations.run import main; main(sys.argv[1:]); "
-            "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])")
     with measured(row):
-        done = subprocess.run([sys.executable, "-c", code, *words(trials, folder), "action=status"], cwd=ROOT, capture_output=True,
-                              text=True, check=True)
-    lines = done.stdout.splitlines()
-    counted = next(line for line in lines if line.startswith(f"{len(planned.trials)} trials: "))
-    return row | {"note": counted.partition(";")[0], "peak_mb": int(lines[-1]) / 1024}
+        done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    return row | {"peak_mb": _megabytes("VmHWM", done.stdout), "file_mb": _megabytes("RssFile", done.stdout)}, done.stdout.splitlines()
 
 
 def _made_up(folder: Path, number: int) -> None:
@@ -233,40 +235,39 @@ def _made_up(folder: Path, number: int) -> None:
 
 def report(trials: int, folder: str) -> dict[str, Any]:
     """Seconds to write a report; 20 seeds an arm, with curves, gates and pictures."""
-    outcome, write_report = _outcome(trials, folder, "report")
+    from ablations.report import write_report
+
+    outcome = _outcome(trials, folder)
     row: dict[str, Any] = {}
     with measured(row):
         page = write_report(outcome, Path(folder) / "report")
     return row | {"note": f"{len(outcome.records)} trials; the page has {page.stat().st_size / 1e6:.1f} MB"}
 
 
-def _outcome(trials: int, folder: str, name: str) -> tuple[Any, Callable[..., Path]]:
+def _outcome(trials: int, folder: str) -> Any:
     sys.path.append(str(TESTS / "ablations"))
     from fake_outcome import build_outcome
 
-    from ablations.report import write_report
-
     passes = list(range(1, max(1, trials // (20 * len(MIXERS))) + 1))
-    axes = {"model.mixer": list(MIXERS), "model.iterations": passes}
-    return build_outcome(Path(folder) / name, seeds=range(20), axes=axes, steps=300), write_report
+    return build_outcome(Path(folder) / "made", seeds=range(20), axes={"model.mixer": list(MIXERS), "model.iterations": passes}, steps=300)
 
 
 def driver(trials: int, folder: str) -> dict[str, Any]:
-    """Peak memory of a process that does all that a driver does."""
-    from ablations.tracking import Tracker
+    """The whole command on trials that are done: it plans, tells MLflow of each of them, and has the report written.
 
-    outcome, write_report = _outcome(trials, folder, "driver/runs")
-    row: dict[str, Any] = {}
-    with measured(row):
-        _plan(trials, folder)
-        told = outcome.records[:TRACKED]
-        with Tracker("mixers", None, Path(folder) / "driver", Path(folder) / "driver" / "runs", models_mb=0) as tracker:
-            tracker.start(outcome, told, [0], {})
-            for record in told:
-                tracker.trial_finished(record)
-            page = write_report(outcome, Path(folder) / "driver" / "report")
-            tracker.finish(outcome, page.parent)
-    return row | {"note": f"{_file_mb():.0f} MB of it are libraries' files in memory"}
+    Twice, since it waits for MLflow two minutes at most: the second time it finds the runs of the first and sends the rest.
+    """
+    planned, *_ = _plan(trials, folder)
+    records = _outcome(trials, folder).records
+    for trial, record in zip(planned.trials, records, strict=True):
+        planned.folder(trial).parent.mkdir(parents=True, exist_ok=True)
+        record.folder.rename(planned.folder(trial))
+    given = [*words(trials, folder), "action=report", f"track.uri=sqlite:///{folder}/mlflow.db"]
+    (first, _), (second, printed) = _command(given), _command(given)
+    row = {name: first[name] + second[name] for name in ("seconds", "processor")}
+    row |= {name: max(first[name], second[name]) for name in ("peak_mb", "file_mb")}
+    lost = [line for line in printed if "does not have" in line]
+    return row | {"note": "; ".join([*lost, f"run twice; {row['file_mb']:.0f} MB of it are libraries' files in memory"])}
 
 
 # -- overhead ---------------------------------------------------------------------------------------------------------
@@ -304,12 +305,6 @@ def _idle(runs: Path, seconds: float) -> float:
     for start, end in spans:
         busy, reached = busy + max(0.0, end - max(start, reached)), max(reached, end)
     return max(0.0, seconds - busy)
-
-
-def _processor() -> str:
-    from ablations.trial import processor
-
-    return processor()
 
 
 if __name__ == "__main__":

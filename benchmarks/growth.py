@@ -18,8 +18,9 @@ import torch
 
 from ablations.report.charts import STYLE, log_axis, new_figure
 from ablations.report.palette import DASHES, HUES, MARKERS
-from benchmarks.presets import command, processor
+from benchmarks.presets import command
 from eval.growth import Curve, growth_table, measure_growth
+from eval.process import processor_name
 from eval.workers import Loader
 from iris.mixers import MIXERS
 
@@ -96,7 +97,7 @@ def report(curves: Mapping[str, Curve], given: argparse.Namespace) -> str:
     reasons = worst([why for curve in curves.values() for one in curve.latency.values() for why in one.reasons])
     return "\n".join([
         "# Growth with the number of tokens", "",
-        f"`{command('benchmarks.growth')}` on {processor()}, one thread, torch {torch.__version__}. One forward of "
+        f"`{command('benchmarks.growth')}` on {processor_name()}, one thread, torch {torch.__version__}. One forward of "
         f"one mixer, {given.dim} channels, {given.heads} heads, batch 1, float32; the median of {given.rounds} rounds, "
         "in each of which all mixers run in turn. Milliseconds of processor time, so that other processes do not count "
         "but for what they take of caches and of memory's bandwidth. The exponent p of tokens^p is fitted by least "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,11 +14,11 @@ import psutil
 
 from benchmarks.mobile import RESIDENT, Plan, Setup
 from benchmarks.mobile_export import about, once
-from benchmarks.presets import processor
 from eval.caps import CAPS_MB, caps_held
 from eval.latency import LatencyResult, Timed, interleave
 from eval.memory import RUNS
 from eval.parts import repeat_for
+from eval.process import processor_name
 from eval.workers import STEADY_HEAP, Loader, Worker
 
 PARTS = ("text", "generator", "decoder")
@@ -32,7 +31,7 @@ LIBRARIES = ("torch", "onnxruntime", "executorch", "numpy")
 
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers were made on."""
-    return {"processor": processor(), "processors": os.cpu_count(), "memory_gb": psutil.virtual_memory().total / 1e9,
+    return {"processor": processor_name(), "processors": os.cpu_count(), "memory_gb": psutil.virtual_memory().total / 1e9,
             "threads": threads, "versions": {name: version(name) for name in LIBRARIES}}
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.presets import command, processor
+from benchmarks.presets import command
 from eval.caps import CAPS_MB, CapResult, cap_table, caps_held
 from eval.latency import Timed, few_rounds, interleave
 from eval.memory import PartMemory, measure_memory_by_part, worker_memory
 from eval.parts import PartsLatency, measure_parts, part_table
+from eval.process import processor_name
 from eval.targets import check
 from eval.workers import STEADY_HEAP, Loader, Worker
 
@@ -78,7 +79,7 @@ def page(
     direct, difference = iteration
     lines = [
         f"# IRIS {given.preset} by part", "",
-        f"`{command('benchmarks.parts')}` on {processor()}, one thread, torch "
+        f"`{command('benchmarks.parts')}` on {processor_name()}, one thread, torch "
         f"{torch.__version__}. 256x256, 4 steps, 4 iterations, guidance 1, drawn weights, a text encoder of the shape "
         "of CLIP ViT-L/14.", "",
         "## Time", "",

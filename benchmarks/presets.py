@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from eval.latency import Contention
 from eval.probes import MB
+from eval.process import processor_name
 from eval.workers import Loader, Worker
 from iris.ledger import DOCUMENT, MIB, LedgerRow, memory_ledger, total
 from iris.presets import PRESETS, SIZE, TEXT_LENGTH, TEXT_WIDTH
@@ -125,16 +125,6 @@ def reading(results: dict[str, dict[str, Measured]]) -> str:
             f"ours differ by {said['A']} MiB; with CLIP in fp16, reading (B), by {said['B']} MiB. ({best}) fits.")
 
 
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def command(module: str) -> str:
     """The command line of this process, as it can be given again."""
     return shlex.join(["uv", "run", "python", "-m", module, *sys.argv[1:]])
@@ -153,7 +143,7 @@ def main() -> None:
     alive = ", ".join(f"{size} {one['bfloat16'].activations / MIB:.1f}" for size, one in results.items())
     lines = [
         "# The presets at 256x256", "",
-        f"`uv run python -m benchmarks.presets` on {processor()}, {given.threads} of {os.cpu_count()} threads, torch "
+        f"`uv run python -m benchmarks.presets` on {processor_name()}, {given.threads} of {os.cpu_count()} threads, torch "
         f"{torch.__version__}. {STEPS} steps, {ITERATIONS} iterations, guidance 1; weights are drawn, not trained. "
         f"Each size and precision in a process of its own, one at a time; seconds are the median of {REPEATS} images "
         "after two, from text tokens to pixels.", "",

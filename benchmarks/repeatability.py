@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.presets import command, processor
+from benchmarks.presets import command
 from eval.latency import LatencyResult, few_rounds, measure_latency
+from eval.process import processor_name
 from eval.workers import Loader
 
 TARGET = 0.10       # of the ratio
@@ -68,7 +69,7 @@ def page(pairs: Sequence[Pair], given: argparse.Namespace) -> str:
     first, second = given.mixers
     lines = [
         "# Repeatability of a latency ratio", "",
-        f"`{command('benchmarks.repeatability')}` on {processor()}, one thread of {os.cpu_count()}, torch "
+        f"`{command('benchmarks.repeatability')}` on {processor_name()}, one thread of {os.cpu_count()}, torch "
         f"{torch.__version__}. {second} over {first}: one generator evaluation of IRIS {given.preset} at 256x256, "
         f"drawn weights, float32; the median of {given.rounds} rounds, in each of which the two run in turn. Each run "
         f"is in fresh processes. Target: two runs' ratios differ by at most {TARGET:.0%}.", "",

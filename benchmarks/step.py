@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.presets import processor
+from eval.process import processor_name
 from iris.data import open_source
 from iris.data.latent_cache import CachedLatents, encode_source
 from iris.flow import interpolate
@@ -112,7 +112,7 @@ def page(seconds: Mapping[str, Sequence[float]]) -> str:
     verdict = "met" if high <= TARGET else "missed" if low > TARGET else "within the spread of the rounds"
     return "\n".join([
         "# A training step", "",
-        f"`uv run python -m benchmarks.step {threads} {rounds}` on {processor()}, {threads} thread(s), torch {torch.__version__}. "
+        f"`uv run python -m benchmarks.step {threads} {rounds}` on {processor_name()}, {threads} thread(s), torch {torch.__version__}. "
         f"Embedded model, batch {BATCH}, {CHOSEN.name}; latents in float16 on disk. {rounds} rounds of {BLOCK} steps each.", "",
         "| | median | first quartile | third quartile |", "|---|---|---|---|",
         *(row(f"{NAMES[name]}, ms a step", [value * 1e3 for value in values]) for name, values in seconds.items()),

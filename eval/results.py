@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 
+from eval.process import processor_name
 from iris.errors import SettingError
 from iris.training.files import write_atomically, write_json
 
@@ -144,18 +145,9 @@ def hardware() -> dict[str, Any]:
     """What this process computes on."""
     gpu = {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
     memory = round(psutil.virtual_memory().total / 1e9, 1)
-    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": memory, **gpu, "torch": torch.__version__,
+    return {"processor": processor_name(), "cores": os.cpu_count(), "memory_gb": memory, **gpu, "torch": torch.__version__,
             "python": platform.python_version(), "system": platform.platform()}
 
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
