@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,13 @@ def cancel(values: dict[str, Any], console: Console) -> int:
         path.with_suffix(".cancel").touch()
     slots = [slot for slot in local_slots(runs / "pool") if slot.get("listing") in {str(path) for path in listings}]
     stop(slots)
-    numbers = [found["id"] for folder in _job_folders(runs, record) if (found := read_json(folder / RECORD))]
-    cancelled = cancel_jobs(numbers) if numbers else 0
+    submitted = {folder: found for folder in _job_folders(runs, record) if (found := read_json(folder / RECORD))}
+    cancelled = cancel_jobs(job["id"] for job in submitted.values()) if submitted else 0
     console.print(f"stopped {len(slots)} workers here and {cancelled} Slurm jobs; the same command without action=cancel goes on",
                   highlight=False)
+    open_ones = [job for folder, job in submitted.items() if state_of(folder).state not in ("done", "failed")]
+    for user in sorted({job["user"] for job in open_ones if "user" in job} - {getpass.getuser()}):
+        console.print(f"what {user} submitted only {user} can cancel", highlight=False, markup=False)
     return 0
 
 

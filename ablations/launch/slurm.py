@@ -8,6 +8,7 @@ where ``sacct`` is off. Each job's id is kept in its folder, so that a second dr
 from __future__ import annotations
 
 import getpass
+import pwd
 import re
 import shlex
 import subprocess
@@ -80,6 +81,7 @@ class Slurm:
         self.paths: dict[str, str] = {}             # job key -> log
         self.gone: dict[str, float] = {}            # job key -> when squeue first did not list it
         self.listener = Listener()
+        self.users = set[str]()                     # others whose jobs these may be
         self._asked, self._listed = -1e9, dict[str, Listed]()
         self._answered = False
 
@@ -89,6 +91,7 @@ class Slurm:
 
         self.logs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.runs / "slurm.lock"):    # two drivers that start at once must not both submit
+            self.users = {record["user"] for job in jobs if not job.succeeded and (record := _record(job)).get("user")}
             self._ask_first()
             fresh = [job for job in jobs if not job.succeeded and not self._adopt(job)]
             by_folder = {job.folder: job for job in jobs}
@@ -154,9 +157,9 @@ class Slurm:
 
     def _adopt(self, job: Job) -> bool:
         """Take over a job that an earlier driver submitted and that is still there."""
-        record = read_json(job.folder / RECORD) or {}
+        record = _record(job)
         others = record.get("user", getpass.getuser()) != getpass.getuser() and state_of(job.folder).state == "running"
-        if record.get("id") not in self._listed and not others:     # squeue lists this user's jobs alone
+        if record.get("id") not in self._listed and not others:     # some clusters show nobody the jobs of others
             return False
         self.ids[job.key], self.paths[job.key] = record["id"], record["log"]
         return True
@@ -188,7 +191,8 @@ class Slurm:
         except RuntimeError as error:
             raise SettingError("launcher=slurm: there is no srun on this machine; allowed here: local, inline") from error
         exports = [f"export {name}={value}" for name, value in thread_environment(threads).items()]
-        options = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos, "mem": _memory(chosen.memory_gb),
+        memory = "0" if job.exclusive else _memory(chosen.memory_gb)        # 0: all that the node has, for as many models as are compared
+        options = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos, "mem": memory,
                    "constraint": (job.exclusive and chosen.speed_constraint) or chosen.constraint,
                    "exclusive": job.exclusive or None,
                    "gpus_per_node": chosen.gpus_per_trial or None, "setup": [*exports, *chosen.setup],
@@ -217,24 +221,29 @@ class Slurm:
         raise SettingError("launcher=slurm: squeue does not answer; nothing was submitted, run the same command again")
 
     def _ask(self, force: bool = False) -> None:
-        """Ask squeue for this user's jobs, at most every few seconds; an answer that fails leaves the last one."""
+        """Ask squeue for the jobs, at most every few seconds; an answer that fails leaves the last one."""
         if not force and time.monotonic() - self._asked < ASK_SECONDS:
             return
         self._asked = time.monotonic()
-        listed = listed_jobs()
+        listed = listed_jobs(self.users)
         self._answered = listed is not None
         if listed is not None:
             self._listed = listed
 
 
-def listed_jobs() -> dict[str, Listed] | None:
-    """This user's jobs that are queued or run, by id, or None: squeue does not answer.
+def _record(job: Job) -> dict[str, Any]:
+    return read_json(job.folder / RECORD) or {}
+
+
+def listed_jobs(others: Iterable[str] = ()) -> dict[str, Listed] | None:
+    """Jobs of this user and of ``others`` that are queued or run, by id, or None: squeue does not answer.
 
     Raises:
         SettingError: there is no squeue.
     """
+    users = ",".join([getpass.getuser(), *sorted(filter(_is_known, set(others) - {getpass.getuser()}))])
     try:
-        answer = subprocess.run(["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
+        answer = subprocess.run(["squeue", "--noheader", "--array", "--states=all", f"--user={users}",
                                  "--format=%i|%T|%N|%r"], capture_output=True, text=True, timeout=30, check=True).stdout
     except FileNotFoundError as error:
         raise SettingError("launcher=slurm: there is no squeue on this machine; allowed here: local, inline") from error
@@ -242,6 +251,15 @@ def listed_jobs() -> dict[str, Listed] | None:
         return None
     rows = (line.split("|", 3) for line in answer.splitlines() if line.count("|") >= 3)
     return {number: Listed(state, node, reason) for number, state, node, reason in rows if state in ALIVE}
+
+
+def _is_known(user: str) -> bool:
+    """Whether this machine has a user of that name: squeue answers nothing at all where one is unknown."""
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def cancel_jobs(numbers: Iterable[str]) -> int:

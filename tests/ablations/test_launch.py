@@ -177,7 +177,7 @@ def test_nothing_is_submitted_while_squeue_does_not_answer(tmp_path, monkeypatch
 
     asked: list[int] = []
     monkeypatch.setattr(slurm, "ASK_AGAIN", (0.0, 0.0))
-    monkeypatch.setattr(slurm, "listed_jobs", lambda: asked.append(1))
+    monkeypatch.setattr(slurm, "listed_jobs", lambda others: asked.append(1))
     backend = slurm.Slurm(launcher("slurm"), tmp_path, 1)
     with pytest.raises(SettingError, match="squeue does not answer; nothing was submitted"):
         backend.begin([Job("job", launched.finish, {}, tmp_path / "job")])

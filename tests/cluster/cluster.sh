@@ -70,7 +70,7 @@ AccountingStorageTRES=gres/gpu
 C
 else echo AccountingStorageType=accounting_storage/none >> $D/slurm.conf; fi
 for i in $(seq 0 $((N-1))); do G="Gres=gpu:2"; [ $i = 3 ] && G=""; [ $i = 0 ] && G="$G Feature=fast"
- echo "NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((PORT+3+i)) CPUs=4 RealMemory=4000 $G State=UNKNOWN" >> $D/slurm.conf; done
+ echo "NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((PORT+3+i)) CPUs=4 RealMemory=6000 $G State=UNKNOWN" >> $D/slurm.conf; done
 cat >> $D/slurm.conf <<C
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=5 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF

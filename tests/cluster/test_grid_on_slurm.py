@@ -23,11 +23,8 @@ pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["n
 STEPS = 100
 SETTINGS = ("grid=mixers", "scale=smoke", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "model.iterations=2",
             "threads=1", "track.models_mb=0")
+ARMS = ("grfm", "attention", "fourier", "recurrence", "spatial")
 SLURM = ("launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=3", "launcher.timeout_min=30", "launcher.workers=2")
-
-
-def arms(*names: str) -> str:
-    return f"grid.axes={{model.mixer: [{', '.join(names)}]}}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,13 @@ class Grid:
         path = self.trials.get(arm, self.folder) / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
 
+    def requeue(self, arm: str, before: list[dict[str, Any]]) -> None:
+        """Once it trains, have its job queued again; ``before`` becomes its curve at that moment."""
+        if not before and (rows := self.curve(arm)):
+            number = json.loads((self.trials[arm] / "job.json").read_text())["id"]
+            subprocess.run(["scontrol", "requeue", number], check=True)
+            before.extend(rows)
+
     def job(self, arm: str) -> str:
         """What the cluster says of an arm's job."""
         number = json.loads((self.trials[arm] / "job.json").read_text())["id"]
@@ -77,34 +81,27 @@ class Grid:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    """Both arms by a local worker."""
+    """Two of the grid's arms by a local worker, on as many threads: another number rounds otherwise."""
     grid = Grid(tmp_path_factory.mktemp("local"))
-    grid.run(arms("grfm", "attention"), "launcher.workers=1")
+    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1")
     return grid
 
 
 @pytest.fixture(scope="module")
 def requeued(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, list[dict[str, Any]], str]:
-    """The same by the cluster, attention's job requeued in mid-training; its curve at that moment; what was printed."""
+    """The whole grid by the cluster, attention's job requeued in mid-training; its curve at that moment; what was printed."""
     grid, before = Grid(tmp_path_factory.mktemp("slurm")), []
-
-    def tick() -> None:
-        if not before and (rows := grid.curve("attention")):
-            number = json.loads((grid.trials["attention"] / "job.json").read_text())["id"]
-            subprocess.run(["scontrol", "requeue", number], check=True)
-            before.extend(rows)
-
-    said = grid.run(arms("grfm", "attention"), *SLURM, tick=tick)
+    said = grid.run(*SLURM, tick=lambda: grid.requeue("attention", before))
     return grid, before, said
 
 
 def test_the_cluster_gives_the_numbers_of_local_workers(local, requeued):
     grid, _, said = requeued
-    assert grid.metrics("grfm") == local.metrics("grfm") and len(local.metrics("grfm")) > 20
+    assert all(grid.metrics(arm) == local.metrics(arm) for arm in local.trials) and len(local.metrics("grfm")) > 20
     assert "grfm, seed 0: done" in said and "Restarts=0" in grid.job("grfm") and "NumNodes=1 " in grid.job("grfm")
     with open(grid.folder / "reports" / "mixers" / "results.csv", newline="") as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
-    assert rows.keys() == {"grfm", "attention"}
+    assert rows.keys() == set(ARMS)
     assert all(float(row["latency_ms"]) > 0 and float(row["peak_memory_mb"]) > 0 for row in rows.values())
 
 
@@ -124,15 +121,15 @@ def test_shared_work_is_made_once_before_the_trials(requeued):
     assert len(stages) == 3 and all((path / "result.json").exists() for path in stages)
     number = read_json(next((grid.folder / "runs" / "stages").glob("prepare*/job.json")))["id"]
     scripts = [path.read_text() for path in (grid.folder / "runs" / "logs").glob("*/*.sh")]
-    assert any(f"--dependency=afterany:{number}\n" in script and "--array=0-1%2" in script for script in scripts)
+    assert any(f"--dependency=afterany:{number}\n" in script and "--array=0-4%2" in script for script in scripts)
     assert said.index("latent wavelet_vae") < said.index("grfm, seed 0")
 
 
-def test_two_nodes_share_a_trial(local, cluster, tmp_path):
-    grid = Grid(tmp_path)
+def test_two_nodes_share_a_trial_that_is_requeued_in_mid_training(local, cluster, tmp_path):
+    grid, before = Grid(tmp_path), []
     shutil.copytree(local.folder / "runs" / "stages", tmp_path / "runs" / "stages")
-    grid.run(arms("grfm"), *SLURM, "launcher.nodes=2")
-    assert "NumNodes=2 " in grid.job("grfm")
+    grid.run("grid.axes={model.mixer: [grfm]}", *SLURM, "launcher.nodes=2", tick=lambda: grid.requeue("grfm", before))
+    assert "NumNodes=2 " in grid.job("grfm") and "Restarts=1" in grid.job("grfm") and 0 < before[-1]["step"] < STEPS
     expected = local.curve("grfm")
     assert [row["step"] for row in grid.curve("grfm")] == [row["step"] for row in expected]
     # Sums in another order; Muon's bfloat16 iteration lets a last bit grow.

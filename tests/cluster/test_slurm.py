@@ -197,7 +197,7 @@ def test_speed_is_measured_on_the_kind_of_node_asked_for_alone(cluster, tmp_path
     place = Place(tmp_path, speed_constraint="fast")
     assert place.run([place.job("job", slurm_jobs.say, how={"exclusive": True})]) == {"job": None}
     assert place.result("job")["SLURMD_NODENAME"] == "node0"
-    assert "--exclusive" in place.scripts[0] and "--constraint=fast" in place.scripts[0]
+    assert all(f"--{words}\n" in place.scripts[0] for words in ("exclusive", "constraint=fast", "mem=0"))
 
 
 @either_way
@@ -259,6 +259,26 @@ def test_a_second_driver_takes_over_what_the_first_submitted(place):
     other = Place(place.root)
     assert other.run([job]) == {"job": None}
     assert other.number("job") == place.backend.ids["job"] and len(place.parts("job")) == 1
+
+
+@either_way
+def test_a_queued_job_of_another_user_is_followed_not_submitted_again(place):
+    jobs = [place.job(name, slurm_jobs.nothing) for name in ("theirs", "lost")]
+    held = command("sbatch", "--parsable", "--hold", "--uid=nobody", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 60").strip()
+    for job, number, user in zip(jobs, (held, "1"), ("nobody", "a-user-of-another-machine"), strict=True):
+        job.folder.mkdir(parents=True)
+        (job.folder / "job.json").write_text(json.dumps({"id": number, "log": "", "time": 0, "user": user}))
+
+    def end() -> None:
+        assert place.backend.places()["theirs"] == "JobHeldUser"
+        command("scancel", held)
+        (jobs[0].folder / "result.json").write_text("{}")
+
+    try:
+        assert place.run(jobs, once(lambda: "lost" in place.ended, end)) == {"theirs": None, "lost": None}
+    finally:
+        command("scancel", held)
+    assert place.backend.ids["theirs"] == held and place.number("lost") != "1"
 
 
 @either_way
