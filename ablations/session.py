@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ablations.tracking import Tracker
     from ablations.watch import Watch
 
+MANY = 20           # finished trials that are not told of one by one
 UNFINISHED = {"running": "it is still running", "stopped": "it was stopped; the same command continues it",
               "waiting": "it has not begun"}
 
@@ -150,9 +151,11 @@ class Session:
             for key, name in {} if trial.key in self.cached else stages.keys.items():
                 if self.watch.add_stage(key, name, stages.folder(key)) and stages.done(key):
                     self.watch.set_state(key, "cached")
+        if many := len(self.cached) > MANY:
+            self.watch.note(f"{len(self.cached)} of {len(self.trials)} trials were finished before and are taken as they are")
         for trial in self.plan.trials:
             self.watch.add_trial(trial.key, trial.arm, trial.seed, self.plan.folder(trial),
-                                 "cached" if trial.key in self.cached else "waiting")
+                                 *(("cached", many) if trial.key in self.cached else ()))
 
     def _jobs(self) -> list[Job]:
         """Shared work that is missing, a job for each set of stages, and the trials that wait for it."""

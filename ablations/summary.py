@@ -11,6 +11,9 @@ from rich.text import Text
 
 from ablations.records import GridOutcome, TrialRecord
 
+LISTED = 40         # arms that are printed, the best and the baseline; the report has all
+TOLD = 20           # failed trials that are
+
 
 def summary_renderables(outcome: GridOutcome, width: int) -> list[RenderableType]:
     """The results' table, a line on how to read it, failed trials, and the outcome's notes, for ``width`` columns."""
@@ -18,14 +21,19 @@ def summary_renderables(outcome: GridOutcome, width: int) -> list[RenderableType
     seeds = max((len(records) for records in arms.values()), default=0)
     parts: list[RenderableType] = [Text()]
     if arms:
-        parts += [_table(outcome, arms, seeds, width), Text(_legend(outcome, arms, seeds), style="dim")]
-    for record in outcome.records:
-        if record.state == "failed":
-            error = record.error or {}
-            parts.append(Text.assemble(("failed ", "bold red"), f"{record.label}: {error.get('cause', 'error')}: "
-                                       f"{error.get('message', 'no message')}"))
-            if error.get("log"):
-                parts.append(Text(f"  log: {error['log']}"))
+        shown = {arm: records for rank, (arm, records) in enumerate(arms.items()) if rank < LISTED or records[0].baseline}
+        parts += [_table(outcome, shown, seeds, width), Text(_legend(outcome, arms, seeds), style="dim")]
+        if len(shown) < len(arms):
+            parts.append(Text(f"the best {len(shown)} of {len(arms)} arms; the report has all of them", style="dim"))
+    failed = [record for record in outcome.records if record.state == "failed"]
+    for record in failed[:TOLD]:
+        error = record.error or {}
+        parts.append(Text.assemble(("failed ", "bold red"), f"{record.label}: {error.get('cause', 'error')}: "
+                                   f"{error.get('message', 'no message')}"))
+        if error.get("log"):
+            parts.append(Text(f"  log: {error['log']}"))
+    if len(failed) > TOLD:
+        parts.append(Text(f"and {len(failed) - TOLD} more failed; the report has all of them", style="bold red"))
     parts += [Text(f"note: {note}", style="yellow") for note in outcome.notes]
     return parts
 

@@ -101,9 +101,12 @@ class Watch:
 
     # -- what the driver calls ------------------------------------------------------------------------------------
 
-    def add_trial(self, key: str, arm: str, seed: int, folder: Path, state: str = "waiting") -> None:
-        """A trial of the grid, in the order of the table. ``state`` is "cached" for one that is finished already."""
-        self._add(_Row(key, f"{arm}, seed {seed}", Path(folder), stage=False, state=state))
+    def add_trial(self, key: str, arm: str, seed: int, folder: Path, state: str = "waiting", told: bool = False) -> None:
+        """A trial of the grid, in the order of the table. ``state`` is "cached" for one that is finished already.
+
+        ``told``: it needs no line of its own where there is no table.
+        """
+        self._add(_Row(key, f"{arm}, seed {seed}", Path(folder), stage=False, state=state, said=(state if told else "", "")))
 
     def add_stage(self, key: str, name: str, folder: Path | None = None) -> bool:
         """Shared work before the trials ("latent haar", "data"), shown above them; folder None: it has no steps.

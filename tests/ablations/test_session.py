@@ -27,6 +27,10 @@ class Noting:
         return lambda: self.called.append(name)
 
 
+def said(run: Session) -> str:
+    return run.watch.console.file.getvalue()
+
+
 def session(folder: Path, *more: str) -> Session:
     words = ("grid=mixers", "grid.match=none", "train.steps=80", f"runs_dir={folder}", "seeds=[0,1]", *more)
     settings, values = settings_from(*words)
@@ -93,3 +97,15 @@ def test_an_interrupt_is_answered_as_the_settings_or_the_person_say(tmp_path, mo
         with pytest.raises(raised):
             run._interrupted()
     assert run.tracker.called == called
+
+
+def test_many_trials_that_were_finished_before_are_told_of_in_one_line(tmp_path):
+    for seeds, lines in (((0, 1), 10), (range(5), 1)):
+        words = f"seeds={list(seeds)}".replace(" ", "")
+        give(session(tmp_path, words).plan, SCORES)
+        run = session(tmp_path, words)
+        with run.watch:
+            run._show()
+            run.watch.update()
+        assert sum("finished before" in line for line in said(run).splitlines()) == lines
+    assert "25 of 25 trials were finished before and are taken as they are" in said(run)

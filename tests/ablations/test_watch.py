@@ -244,6 +244,19 @@ def test_summary_over_seeds_and_of_nothing() -> None:
     assert len(summary_renderables(make_outcome([make_record("grfm", state="failed")]), 80)) == 3
 
 
+def test_summary_of_many_lists_the_best_and_the_baseline() -> None:
+    records = [make_record("grfm" if n == 59 else f"arm{n}", fid=10.0 + n) for n in range(60)]
+    records += [make_record(f"bad{n}", state="failed") for n in range(25)]
+    console = Console(file=io.StringIO(), width=100)
+    for part in summary_renderables(make_outcome(records), 100):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    arms = [line.split()[0] for line in lines if line.startswith(("arm", "grfm"))]
+    assert arms == ["arm", *(f"arm{n}" for n in range(40)), "grfm"]
+    assert "the best 41 of 60 arms; the report has all of them" in lines
+    assert sum(line.startswith("failed bad") for line in lines) == 20 and "and 5 more failed; the report has all of them" in lines
+
+
 def test_numbers_for_narrow_columns() -> None:
     assert [clock_text(value) for value in (0, 59.6, 3599, 3900, 400_000)] == ["0:00", "1:00", "59:59", "1h05", "4d"]
     assert [number(value) for value in (0.12345, 12.345, 1e7, float("nan"))] == ["0.1235", "12.3", "1e+07", "nan"]
