@@ -115,6 +115,8 @@ class Location:
 
         # Processes that meet on a missing sqlite file leave it without a part of its tables.
         with FileLock(f"{self.file}.lock") if self.file else contextlib.nullcontext():
+            if self.file and not self.file.exists():
+                _make_store(self.file)
             client = Client(MlflowClient(tracking_uri=self.uri))
             found = client.get_experiment_by_name(experiment)
             if found is None:
@@ -207,6 +209,17 @@ def calm_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _make_store(file: Path) -> None:
+    """A sqlite store with its tables, made beside and renamed: a kill between them leaves what MLflow never opens again."""
+    from mlflow import MlflowClient
+
+    new = file.with_name(f".{file.name}.new")
+    for left in (new, new.with_name(f"{new.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+    new.replace(file)
 
 
 def _absolute(uri: str, root: Path) -> str:

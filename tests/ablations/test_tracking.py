@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from tracked_grid import assert_curves_equal, make_outcome, make_record, runs_of, write_metrics
 
 from ablations import tracking
@@ -276,6 +281,19 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////no/where/x.db")
     with pytest.raises(SettingError, match="MLFLOW_TRACKING_URI=.*the folder /no/where does not exist"):
         Tracker("mixers", None, tmp_path, tmp_path)
+
+
+def test_a_store_that_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from iris.training.mlflow_location import Location; Location.of(None, Path.cwd()).connect('mixers')"
+    command, new = [sys.executable, "-c", code], tmp_path / ".mlflow.db.new"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+        while process.poll() is None and not (new.exists() and new.stat().st_size > 100_000):
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and new.exists() and not (tmp_path / "mlflow.db").exists()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_experiment_by_name("mixers") is not None and not new.exists()
 
 
 def test_finish_names_the_allowed_statuses(tmp_path: Path) -> None:
