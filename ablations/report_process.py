@@ -12,16 +12,20 @@ from pathlib import Path
 from ablations.records import GridOutcome
 
 
+class ReportLost(RuntimeError):
+    """The process that writes the report was killed."""
+
+
 def write_report_apart(outcome: GridOutcome, folder: Path) -> tuple[Path, str]:
     """As ``ablations.report.write_report``; returns the path of index.html and the verdict's word.
 
-    Raises what ``write_report`` raises, and RuntimeError when the process was killed.
+    Raises what ``write_report`` raises, and ReportLost when the process was killed.
     """
     # In a group of its own: Ctrl-C reaches the driver alone, which stops it.
     done = subprocess.run([sys.executable, "-m", __name__], input=pickle.dumps((outcome, folder)), stdout=subprocess.PIPE,
                           check=False, process_group=0)
     if done.returncode:
-        raise RuntimeError(f"the process that writes the report ended with {done.returncode}; the same command writes it anew")
+        raise ReportLost(f"the process that writes the report ended with {done.returncode}; the same command writes it anew")
     answer = pickle.loads(done.stdout)
     if isinstance(answer, Exception):
         raise answer

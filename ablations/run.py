@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ablations.compose import GROUPS, composed, options, settings_of
 from ablations.launch import thread_environment, threads_of
+from ablations.report_process import ReportLost
 from iris.errors import SettingError
 from iris.settings import plain_values
 from iris.training.mlflow_location import Location
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ReportLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stopped:
         word = "interrupted" if type(stopped) is KeyboardInterrupt else "stopped by action=cancel"
         print(f"\n{word}; the same command continues where this stopped", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 from fake_outcome import build_outcome
 
 from ablations.report import write_report
-from ablations.report_process import write_report_apart
+from ablations.report_process import ReportLost, write_report_apart
 from ablations.verdict import judge_outcome
 
 HEAVY = ("matplotlib", "jinja2", "scipy.stats", "triton", "transformers", "huggingface_hub", "ablations.trial")
@@ -40,7 +40,7 @@ def test_a_process_that_is_killed_is_told_of(tmp_path, monkeypatch):
     shot.write_text("#!/bin/sh\nkill -9 $$\n")
     shot.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(shot))
-    with pytest.raises(RuntimeError, match=r"ended with -9; the same command writes it anew"):
+    with pytest.raises(ReportLost, match=r"ended with -9; the same command writes it anew"):
         write_report_apart(build_outcome(tmp_path, steps=50), tmp_path / "report")
 
 
