@@ -28,7 +28,7 @@ from small_grid import PATIENCE
 from ablations.progress import read_json
 from iris.training.checkpoint import load_tensors
 
-KILLS = int(os.environ.get("IRIS_KILLS", "2"))
+KILLS = int(os.environ.get("IRIS_KILLS", "1"))
 ARMS, STEPS = ("One", "Two"), 40
 MIXERS = [f"noted_mixers:{arm}" for arm in ARMS]
 COMMAND = ("grid=mixers", "scale=smoke", "threads=1", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "grid.match=none",
