@@ -15,7 +15,7 @@ HEAVY = ("matplotlib", "jinja2", "scipy.stats", "triton", "transformers", "huggi
 
 
 def test_it_writes_what_the_driver_would(tmp_path):
-    outcome = build_outcome(tmp_path, seeds=(0, 1, 2), steps=100)
+    outcome = build_outcome(tmp_path, steps=50)
     page, verdict = write_report_apart(outcome, tmp_path / "apart")
     other = write_report(outcome, tmp_path / "here")
     assert verdict == judge_outcome(outcome).word
