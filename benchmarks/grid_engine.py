@@ -199,7 +199,7 @@ def status(trials: int, folder: str) -> dict[str, Any]:
     from ablations.grid_record import GridRecord, record_path
 
     planned, settings, values = _plan(trials, folder)
-    GridRecord.of(planned, "mixers", settings.grid.question, "", "local").save(record_path(planned.runs, values))
+    GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(record_path(planned.runs, values))
     for number, trial in enumerate(planned.trials):
         _made_up(planned.folder(trial), number)
     row, printed = _command([*words(trials, folder), "action=status"])
