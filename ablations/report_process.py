@@ -13,13 +13,13 @@ from ablations.records import GridOutcome
 
 
 class ReportLost(RuntimeError):
-    """The process that writes the report was killed."""
+    """The process that writes the report ended without an answer: it was killed, or could not start."""
 
 
 def write_report_apart(outcome: GridOutcome, folder: Path) -> tuple[Path, str]:
     """As ``ablations.report.write_report``; returns the path of index.html and the verdict's word.
 
-    Raises what ``write_report`` raises, and ReportLost when the process was killed.
+    Raises what ``write_report`` raises, and ReportLost when the process ended without an answer.
     """
     # In a group of its own: Ctrl-C reaches the driver alone, which stops it.
     done = subprocess.run([sys.executable, "-m", __name__], input=pickle.dumps((outcome, folder)), stdout=subprocess.PIPE,

@@ -25,7 +25,7 @@ from ablations.progress import read_json
 from iris.training.checkpoint import load_tensors
 
 pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]     # the reference is shared
-KILLS = int(os.environ.get("IRIS_KILLS", "3"))
+KILLS = int(os.environ.get("IRIS_KILLS", "4"))
 PROCESSES = ("driver", "controller", "worker", "job")
 
 
