@@ -141,7 +141,9 @@ def test_vae_with_every_term_that_needs_no_file(place):
 
 def test_distil_the_text_stage(place):
     lines = train("stage=distill", "student.steps=1,2,4", "out=student")
-    assert made(lines)[-1:] == ["distill"] and "text" not in made(lines)[1:]
+    # Its teacher may stand from a test before.
+    assert made(lines) in (["distill"], ["text", "distill"], ["vae", "text", "distill"])
+    assert made(train("stage=distill", "student.steps=1,2,4", "out=student")) == []
     folders = students(place / "student", (1, 2, 4))
     assert folders == {1: place / "student/steps-1", 2: place / "student/steps-2", 4: place / "student"}
     for steps, folder in folders.items():
