@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import traceback
 
 import numpy as np
 import pytest
@@ -72,6 +73,8 @@ def kill(task, chosen, folder, step):
     if child == 0:
         try:
             fit(task, chosen, folder, observe)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import traceback
 
 import pytest
 import torch
@@ -98,6 +99,8 @@ def test_the_exit_code_is_that_of_the_signal(tmp_path):
             fit(Breaking(), settings(), tmp_path, send_at(3, signal.SIGTERM))
         except SystemExit as stopped:
             code = stopped.code
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143

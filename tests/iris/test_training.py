@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import traceback
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ def test_a_killed_process_is_resumed(tmp_path):
     if child == 0:
         try:
             fit(flow_task(), loop(), tmp_path / "cut", kill_at(4))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
