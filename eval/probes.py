@@ -27,6 +27,11 @@ class ActivationTracker(TorchDispatchMode):
         self.peak = 0
         self._known: dict[int, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's question; its default imports torch._dynamo on first use, 1.6 s that no measured model needs."""
+        return False
+
     def _watch(self, tensor: Tensor, own: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
