@@ -207,7 +207,10 @@ class Composer:
         if not unknown:
             return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
         key = unknown.group(1)
-        known = flatten(OmegaConf.to_container(self._compose([]), resolve=False))
-        parent = key.rpartition(".")[0]
+        values = OmegaConf.to_container(self._compose([]), resolve=False)
+        if (named := re.match(r"(\w+)\.(\w+)\.(.+\..+)", key)) and isinstance(values.get(named[1], {}).get(named[2]), dict):
+            whole = f"{named[1]}.{named[2]}"        # its own keys have dots, such as those of grid.axes
+            return f"{key} is not a setting by itself; allowed: {whole} as a whole, such as '{whole}={{{named[3]}: …}}'"
+        known, parent = flatten(values), key.rpartition(".")[0]
         near = sorted({k for k in known if k.rpartition(".")[0] == parent} or {k.split(".")[0] for k in known})
         return f"{key} is not a setting{suggestion(key, known)}; allowed: {', '.join(near)}"

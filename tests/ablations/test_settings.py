@@ -66,6 +66,8 @@ def test_the_scale_beats_the_groups_and_the_command_line_beats_the_scale():
     ("trian.steps=5", ["trian.steps is not a setting", "did you mean train.steps?"]),
     ("seed=5", ["seed is not a setting", "did you mean seeds?", "runs_dir"]),
     ("model.size=5", ["model.size is not a setting", "model.dim", "model.mixer"]),
+    ("grid.axes.model.mixer=[grfm]", ["grid.axes.model.mixer is not a setting by itself", "'grid.axes={model.mixer: …}'"]),
+    ("grid.decide.metrik=fid", ["grid.decide.metrik is not a setting", "did you mean grid.decide.metric?"]),
 ])
 def test_an_unknown_key_is_named_with_what_is_allowed(override, words):
     message = error_of(override)
@@ -116,7 +118,7 @@ def test_a_value_of_the_wrong_type(override, words):
     ("data.size=4", ["data.size=4", "at least 8"]),
     ("launcher.workers=0", ["launcher.workers=0", "at least 1"]),
     ("threads=0", ["threads=0", "at least 1"]),
-    ("measure.latency_rounds=1", ["measure.latency_rounds=1", "at least 2"]),
+    ("measure.latency_rounds=1", ["measure.latency_rounds=1", "2 or more, or 0"]),
     ("train.optimiser=adam", ["train.optimiser='adam'", "did you mean adamw?", "muon, adamw"]),
     ("sample.sampler=ddim", ["sample.sampler='ddim'", "euler, heun, midpoint, stochastic"]),
     ("grid.match=speed", ["grid.match='speed'", "params, flops, latency, none"]),
