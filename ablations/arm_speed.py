@@ -50,6 +50,9 @@ class ArmSpeed:
                 chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
         if not chosen:
             return {}
+        if not self.plan.trials[0].settings["measure"]["latency_rounds"]:
+            self.notes.append("Speed and memory were not measured: measure.latency_rounds is 0.")
+            return {}
         if stored:
             measured = self._stored({trial.key for trial in networks.values()})
         else:

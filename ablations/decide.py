@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+# Measures of a grid's models beside one another (ablations.speed), which a trial by itself does not have.
+SPEED = ("latency_ms", "latency_q1_ms", "latency_q3_ms", "latency_ratio", "peak_memory_mb", "weights_mb", "activations_mb", "import_mb")
 EXPECTATIONS = ("better", "worse", "equivalent", "not better", "not worse")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablations.axes import points_of, values_by_setting
-from ablations.decide import EXPECTATIONS, fraction
+from ablations.decide import EXPECTATIONS, SPEED, fraction
 from ablations.digests import digest
 from ablations.settings import TRIAL_GROUPS, Settings, build, flatten
 from iris.errors import SettingError
@@ -62,6 +62,8 @@ def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
     known = flatten({group: values[group] for group in TRIAL_GROUPS})
     _check_seeds(settings.seeds)
     _check_decision(grid.decide)
+    if grid.decide["metric"] in SPEED and not settings.measure.latency_rounds:
+        raise SettingError(f"grid.decide.metric={grid.decide['metric']} needs measure.latency_rounds=2 or more, got 0")
     arms, combinations = [], points_of(grid, known)
     for key in grid.baseline:
         if key not in (axes := values_by_setting(combinations)):

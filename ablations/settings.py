@@ -110,13 +110,17 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How much is measured (conf/measure)."""
+    """How much is measured (conf/measure). latency_rounds 0: speed and memory are not."""
 
     samples: int = number(4)
     heldout_samples: int = number(0)
     iterations: list
-    latency_rounds: int = number(2)
+    latency_rounds: int = number(0)
     latency_warmup: int = number(0)
+
+    def __post_init__(self) -> None:
+        if self.latency_rounds == 1:
+            raise SettingError("measure.latency_rounds=1 has no spread; allowed: 2 or more, or 0 to measure no speed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,12 @@ def test_decisions_that_cannot_be_used(change, words):
     assert all(word in message for word in words), message
 
 
+def test_a_decision_about_speed_needs_it_measured():
+    decide = DECIDE | {"metric": "latency_ratio"}
+    assert "grid.decide.metric=latency_ratio needs measure.latency_rounds" in error_of("measure.latency_rounds=0", decide=decide)
+    assert len(expand(*with_grid(decide=decide))) == 5
+
+
 @pytest.mark.parametrize("seeds", ["[]", "[-1]", "[1,1]", "[true]", "[0.5]", "[a]"])
 def test_seeds_that_cannot_be_used(seeds):
     settings, values = settings_from(f"seeds={seeds}")
