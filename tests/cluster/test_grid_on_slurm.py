@@ -44,7 +44,7 @@ class Grid:
                 while process.poll() is None:
                     assert time.monotonic() < deadline, "the grid does not go on"
                     tick()
-                    time.sleep(0.05)
+                    time.sleep(0.1)
             finally:
                 process.kill()
                 process.wait()
@@ -83,7 +83,7 @@ class Grid:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     """Two of the grid's arms by a local worker, on as many threads: another number rounds otherwise."""
     grid = Grid(tmp_path_factory.mktemp("local"))
-    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1")
+    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1", "measure.latency_rounds=0")
     return grid
 
 
@@ -128,7 +128,8 @@ def test_shared_work_is_made_once_before_the_trials(requeued):
 def test_two_nodes_share_a_trial_that_is_requeued_in_mid_training(local, cluster, tmp_path):
     grid, before = Grid(tmp_path), []
     shutil.copytree(local.folder / "runs" / "stages", tmp_path / "runs" / "stages")
-    grid.run("grid.axes={model.mixer: [grfm]}", *SLURM, "launcher.nodes=2", tick=lambda: grid.requeue("grfm", before))
+    grid.run("grid.axes={model.mixer: [grfm]}", *SLURM, "launcher.nodes=2", "measure.latency_rounds=0",
+             tick=lambda: grid.requeue("grfm", before))
     assert "NumNodes=2 " in grid.job("grfm") and "Restarts=1" in grid.job("grfm") and 0 < before[-1]["step"] < STEPS
     expected = local.curve("grfm")
     assert [row["step"] for row in grid.curve("grfm")] == [row["step"] for row in expected]

@@ -33,6 +33,7 @@ from iris.training.run import Run
 from iris.training.tasks import FlowTask, TextToLatent
 from iris.training.vae_task import VAETask
 
+pytestmark = pytest.mark.xdist_group("ddp")      # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, WORLD = 50, 8, 2
 CAPTIONS = ["a red circle", "a blue square", "two stars", "a circle"]

@@ -109,7 +109,8 @@ def test_a_training_command_says_in_one_line_where_a_full_disk_stopped_it(disk, 
 
 def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk, tmp_path):
     place = disk("size=48m")
-    one = (*GRID, "grid.axes={model.mixer: [grfm]}", "train.checkpoint_seconds=0", "track.models_mb=0")
+    one = (*GRID, "grid.axes={model.mixer: [grfm]}", "train.checkpoint_seconds=0", "track.models_mb=0",
+           "measure.latency_rounds=0")
     filler = fill(place, 6_500_000)             # shared work needs 5 MB
     said = command(tmp_path, *one)
     assert said.returncode == 1 and "Traceback" not in said.stderr
@@ -121,3 +122,4 @@ def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk,
     folder = next((place / "trials").glob("*"))
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 12 and not (folder / "error.json").exists()
+    assert "Speed and memory were not measured: measure.latency_rounds is 0." in " ".join(said.stdout.split())

@@ -20,6 +20,7 @@ from ablations.compose import composed, settings_of
 from ablations.plan import make_plan
 from iris.training.checkpoint import load_tensors
 
+pytestmark = pytest.mark.xdist_group("kill")      # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 RUN = "run(sys.argv[1], json.load(open(sys.argv[2])))"
 TRIAL = f"import json, sys; from ablations.trial import run_trial as run; {RUN}"
