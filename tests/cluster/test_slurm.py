@@ -20,6 +20,9 @@ from ablations.launch import Job, JobRun, run_jobs, slurm
 from ablations.progress import read_json
 from iris.errors import SettingError
 
+# Steps of 0.2 s: more than a minute, in which a job of a minute that is told to stop 30 s before that cannot be through.
+PATIENT = 350
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quick() -> Iterator[None]:
@@ -103,7 +106,7 @@ def ends(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     # Of one node's memory there is enough for one of these.
     low, high = (Place(root, memory_gb=3, partition=name, sbatch={"nodelist": "node3"}) for name in ("debug", "high"))
     others = [short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)]),
-              patient.begin([patient.job("patient", slurm_jobs.count_up, to=200)]),
+              patient.begin([patient.job("patient", slurm_jobs.count_up, to=PATIENT)]),
               low.begin([low.job("preempted", slurm_jobs.count_up, to=40)])]
     counting = {"requeued": 40, "stopped": 40, "early": 25, "cancelled": 10_000, "alone": 20}
     run = place.begin([*(place.job(key, slurm_jobs.count_up, to=number) for key, number in counting.items()),
@@ -163,7 +166,7 @@ def test_a_job_over_its_time_is_told(ends):
 
 
 def test_a_job_over_its_time_is_queued_again_and_goes_on(ends):
-    assert ends.ended["patient"] is None and ends.result("patient") == {"counted": 200} and len(ends.parts("patient")) >= 2
+    assert ends.ended["patient"] is None and ends.result("patient") == {"counted": PATIENT} and len(ends.parts("patient")) >= 2
 
 
 def test_a_preempted_job_is_queued_again_and_goes_on(ends):
