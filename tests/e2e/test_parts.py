@@ -53,44 +53,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trial(place: Path) -> Path:
-    """The trial of a grid made of these parts."""
-    done = run(place, "ablations.run", "grid=sharing", "scale=smoke", "grid.axes={depth.share: [true]}", "model.mixer=my_module:Mean", "model.text=clip",
+def trials(place: Path) -> list[Path]:
+    """The trials of a grid made of these parts."""
+    done = run(place, "ablations.run", "grid=sharing", "scale=smoke", "model.mixer=my_module:Mean", "model.text=clip",
                "model.text_source=clip", "latent=pretrained", "latent.source=vae", "launcher.workers=1", "measure.samples=32")
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (place / "runs" / "trials").iterdir()
-    return folder
+    return sorted((place / "runs" / "trials").iterdir())
 
 
-def test_all_of_it_trains_and_is_measured(place, trial):
-    metrics = json.loads((trial / "result.json").read_text())["metrics"]
-    assert metrics["fid"] > 0 and metrics["validation_loss"] > 0
+def test_all_of_it_trains_and_is_measured(place, trials):
+    assert len(trials) == 2
     (speed,) = (place / "runs" / "speed").glob("*.json")
-    assert json.loads(speed.read_text())[trial.name]["latency_ms"] > 0
+    for trial in trials:
+        metrics = json.loads((trial / "result.json").read_text())["metrics"]
+        assert metrics["fid"] > 0 and metrics["validation_loss"] > 0
+        assert json.loads(speed.read_text())[trial.name]["latency_ms"] > 0
     stages = {folder.name.partition("-")[0] for folder in (place / "runs" / "stages").iterdir()}
     assert stages - {"prepare"} == {"data", "latent", "text", "reference"}
 
 
-def test_a_trained_model_keeps_nothing_of_what_it_was_given(trial):
+def test_a_trained_model_keeps_nothing_of_what_it_was_given(trials):
     """The text encoder and the autoencoder are named in config.json, and their weights are not in the trial's files."""
-    saved = json.loads((trial / "model" / "config.json").read_text())
+    saved = json.loads((trials[0] / "model" / "config.json").read_text())
     assert saved["text"]["name"] == "clip" and saved["text"]["source"].endswith("clip")
     from safetensors import safe_open
 
-    with safe_open(trial / "model" / "model.safetensors", "pt") as weights:
+    with safe_open(trials[0] / "model" / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if name.startswith("text.")]
 
 
-def test_it_makes_images_from_the_command_line(place, trial):
-    done = run(place, "iris", "a red circle", "--model", str(trial / "model"), "--out", "made.png", "--steps", "2")
+def test_it_makes_images_from_the_command_line(place, trials):
+    done = run(place, "iris", "a red circle", "--model", str(trials[0] / "model"), "--out", "made.png", "--steps", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (place / "made.png").stat().st_size > 100
 
 
-def test_a_caption_that_is_no_class_is_told_before_training(place, trial):
+def test_a_caption_that_is_no_class_is_told_before_training(place, trials):
     done = run(place, "ablations.run", "grid=sharing", "scale=smoke", "grid.axes={depth.share: [true]}", "model.text=labels",
                "launcher=inline")
     assert done.returncode != 0
     assert "model.text" in done.stdout + done.stderr
-    failed = [folder for folder in (place / "runs" / "trials").iterdir() if folder != trial]
+    failed = [folder for folder in (place / "runs" / "trials").iterdir() if folder not in trials]
     assert failed and not any((folder / "metrics.jsonl").exists() for folder in failed)
