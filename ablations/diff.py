@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ablations.stored import find_trial, settings_of_trial
-from ablations.trial_state import state_of
+from ablations.launch.trial_state import state_of
+from ablations.trial.stored import find_trial, settings_of_trial
 from iris.errors import SettingError
 
 
@@ -30,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     console = Console()
     one, two = (state_of(folder) for folder in folders)
-    parts = {"settings": [settings_of_trial(folder) for folder in folders],
-             "results": [one.result.get("metrics", {}), two.result.get("metrics", {})],
-             "made on": [one.result.get("environment", {}), two.result.get("environment", {})]}
+    parts = {
+        "settings": [settings_of_trial(folder) for folder in folders],
+        "results": [one.result.get("metrics", {}), two.result.get("metrics", {})],
+        "made on": [one.result.get("environment", {}), two.result.get("environment", {})],
+    }
     for title, (left, right) in parts.items():
         rows = differences(left, right)
         _print(console, title, [folder.name for folder in folders], rows)
@@ -58,7 +60,10 @@ def _print(console: Console, title: str, keys: list[str], rows: list[tuple[str, 
     if change:
         table.add_column("change", justify="right")
     for name, left, right in rows:
-        cells = [f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value) for value in (left, right)]
+        cells = [
+            f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value)
+            for value in (left, right)
+        ]
         percent = [f"{right / left - 1:+.1%}" if left else ""] if change else []
         table.add_row(name, *cells, *percent)
     console.print(table, highlight=False, markup=False)

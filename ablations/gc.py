@@ -25,13 +25,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ablations.grid_record import load_record
+from ablations.launch.grid_record import load_record
 from ablations.launch.job import ERROR, RESULT
 from ablations.launch.pool import is_locked
-from ablations.progress import read_json
-from ablations.stored import megabytes, size_of
-from ablations.trial_state import state_of
+from ablations.launch.trial_state import state_of
+from ablations.trial.stored import megabytes, size_of
 from iris.errors import SettingError
+from iris.io.files import read_json
 
 KINDS = ("checkpoints", "failed", "unused", "trials")
 UNITS = {"d": 86400, "h": 3600, "m": 60}
@@ -46,7 +46,7 @@ class Choice:
 
     runs: Path
     what: str = "checkpoints"
-    older: float = 0.0          # seconds
+    older: float = 0.0  # seconds
     keys: tuple[str, ...] = ()
     delete: bool = False
 
@@ -111,8 +111,11 @@ def clear(choice: Choice, console: Console) -> int:
     console.print(table, highlight=False)
     total = sum(size for _, size in found)
     word = "deleted" if choice.delete else "would be deleted (add `delete`)"
-    console.print(f"{len(found)} of {choice.what}, {megabytes(total)} {word}; {choice.runs} holds "
-                  f"{megabytes(size_of(choice.runs))}", highlight=False)
+    console.print(
+        f"{len(found)} of {choice.what}, {megabytes(total)} {word}; {choice.runs} holds "
+        f"{megabytes(size_of(choice.runs))}",
+        highlight=False,
+    )
     return total
 
 
@@ -127,7 +130,9 @@ def candidates(choice: Choice) -> Iterator[Path]:
             continue
         if choice.what == "checkpoints" and state == "done":
             yield from (path for pattern in CHECKPOINTS for path in sorted(place.glob(pattern)))
-        elif place.parent.name == "trials" and (choice.what == "trials" or (choice.what == "failed" and state == "failed")):
+        elif place.parent.name == "trials" and (
+            choice.what == "trials" or (choice.what == "failed" and state == "failed")
+        ):
             yield place
 
 
@@ -135,9 +140,14 @@ def _unused(choice: Choice) -> Iterator[Path]:
     """Shared work that nobody names, and what workers left."""
     lists = [read_json(place / "stages.json") for place in (choice.runs / "trials").glob("*") if place.is_dir()]
     needed = {key for listed in lists for key in listed or []} | _planned(choice.runs)
-    told = all(listed is not None for listed in lists)      # a trial that does not say what it needs may need any
+    told = all(listed is not None for listed in lists)  # a trial that does not say what it needs may need any
     for place in sorted((choice.runs / "stages").glob("*")) if told else []:
-        if _shared(place) and place.name not in needed and state_of(place).state != "running" and choice.takes(place, place.name):
+        if (
+            _shared(place)
+            and place.name not in needed
+            and state_of(place).state != "running"
+            and choice.takes(place, place.name)
+        ):
             yield place
     if any(is_locked(path) for path in (choice.runs / "pool").glob("slot-*.lock")):
         return
@@ -149,7 +159,9 @@ def _unused(choice: Choice) -> Iterator[Path]:
 
 def _shared(place: Path) -> bool:
     """Whether a folder is a grid's shared work. Trained models lie beside it; those say what they are in settings.json."""
-    return place.name.startswith("prepare-") or (place.name.startswith(SHARED) and not (place / "settings.json").exists())
+    return place.name.startswith("prepare-") or (
+        place.name.startswith(SHARED) and not (place / "settings.json").exists()
+    )
 
 
 def _planned(runs: Path) -> set[str]:
@@ -167,7 +179,11 @@ def _planned(runs: Path) -> set[str]:
 def _submitted(runs: Path) -> set[str]:
     """Folders of logs that belong to jobs without an end: submitit keeps there what a queued job is to run."""
     found = set()
-    for path in [*(runs / "trials").glob("*/job.json"), *(runs / "stages").glob("*/job.json"), *(runs / "speed").glob("*/job.json")]:
+    for path in [
+        *(runs / "trials").glob("*/job.json"),
+        *(runs / "stages").glob("*/job.json"),
+        *(runs / "speed").glob("*/job.json"),
+    ]:
         if not any((path.parent / name).exists() for name in (RESULT, ERROR)):
             found.add(Path((read_json(path) or {}).get("log", "")).parent.name)
     return found

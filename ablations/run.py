@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablations.compose import GROUPS, composed, options, settings_of
 from ablations.launch import thread_environment, threads_of
-from ablations.report_process import ReportLost
+from ablations.question.compose import GROUPS, composed, options, settings_of
+from ablations.report.process import ReportLost
+from ablations.track.location import Location
 from iris.errors import SettingError
 from iris.settings import plain_values
-from iris.training.mlflow_location import Location
 
 ACTIONS = ("status", "cancel")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(OmegaConf.to_yaml(config), end="")
             return 0
-        if config.action in ACTIONS:        # before torch is imported: they only read files
-            from ablations import actions
+        if config.action in ACTIONS:  # before torch is imported: they only read files
+            from ablations.launch import actions
 
             return getattr(actions, config.action)(plain_values(config), Console())
         return _run(*settings_of(config))
@@ -77,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        print(f"error: {error}; what is finished is kept, and the same command goes on when there is room", file=sys.stderr)
+        print(
+            f"error: {error}; what is finished is kept, and the same command goes on when there is room",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -108,29 +111,38 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
     Location.of(settings.track.uri, Path.cwd()).check()
     if settings.dry_run:
         return _dry_run(settings, values, console)
-    from ablations.grid_record import cost_of, record_path
-    from ablations.tracking import Tracker
-    from ablations.watch import Watch
+    from ablations.launch.grid_record import cost_of, record_path
+    from ablations.launch.watch import Watch
+    from ablations.track.tracking import Tracker
 
     record = record_path(Path(settings.runs_dir), values)
-    with Watch(settings.grid.name, settings.grid.question, settings.launcher.workers, console,
-               cost=cost_of(settings.launcher, threads_of(settings.launcher, settings.threads))) as watch:
+    with Watch(
+        settings.grid.name,
+        settings.grid.question,
+        settings.launcher.workers,
+        console,
+        cost=cost_of(settings.launcher, threads_of(settings.launcher, settings.threads)),
+    ) as watch:
         watch.note("checking the settings")
-        from ablations.plan import make_plan
-        from ablations.session import Detached, Session
+        from ablations.launch.session import Detached, Session
+        from ablations.question.plan import make_plan
 
         plan = make_plan(settings, values)
         _check_room(settings)
         only = None
         if settings.action != "run":
-            from ablations.actions import failed_keys
+            from ablations.launch.actions import failed_keys
 
             only = failed_keys(plan.runs, record) if settings.action == "retry" else set()
         try:
-            with Tracker(settings.grid.name, settings.track.uri, Path.cwd(), plan.runs, watch.note, settings.track.models_mb) as tracker:
+            with Tracker(
+                settings.grid.name, settings.track.uri, Path.cwd(), plan.runs, watch.note, settings.track.models_mb
+            ) as tracker:
                 outcome, report, problems = Session(settings, values, plan, watch, tracker, record, only).run()
         except Detached:
-            watch.note("the trials run on; the same command follows them again, action=status shows them, action=cancel stops them")
+            watch.note(
+                "the trials run on; the same command follows them again, action=status shows them, action=cancel stops them"
+            )
             return 0
     watch.summary(outcome)
     for problem in problems:
@@ -143,7 +155,9 @@ def _check_room(settings: Any) -> None:
     """Before anything is trained: can results and the report be written?"""
     from ablations.launch.job import no_room
 
-    places = {"reports_dir": settings.reports_dir} | ({} if settings.action == "report" else {"runs_dir": settings.runs_dir})
+    places = {"reports_dir": settings.reports_dir} | (
+        {} if settings.action == "report" else {"runs_dir": settings.runs_dir}
+    )
     for name, folder in places.items():
         if reason := no_room(Path(folder)):
             raise SettingError(f"{name}: {reason}")
@@ -154,13 +168,19 @@ def _dry_run(settings: Any, values: dict[str, Any], console: Console) -> int:
     console.print(f"grid {settings.grid.name}: {settings.grid.question}", highlight=False, markup=False)
     import torch
 
-    from ablations.plan import make_plan, parameters, step_seconds
+    from ablations.question.plan import make_plan, parameters, step_seconds
 
     plan = make_plan(settings, values)
     torch.set_num_threads(plan.threads)
     table = Table(box=None, pad_edge=False)
-    for name, side in (("trial", "left"), ("key", "left"), ("params", "right"), ("steps", "right"), ("minutes", "right"),
-                       ("state", "left")):
+    for name, side in (
+        ("trial", "left"),
+        ("key", "left"),
+        ("params", "right"),
+        ("steps", "right"),
+        ("minutes", "right"),
+        ("state", "left"),
+    ):
         table.add_column(name, justify=side, no_wrap=name in ("trial", "key", "params"))
     seconds = {arm.name: step_seconds(arm.settings | {"seed": 0}) for arm in plan.arms}
     total = 0.0
@@ -168,19 +188,28 @@ def _dry_run(settings: Any, values: dict[str, Any], console: Console) -> int:
         done = (plan.folder(trial) / "result.json").exists()
         cost = 0.0 if done else seconds[trial.arm] * trial.settings["train"]["steps"]
         total += cost
-        table.add_row(escape(f"{trial.arm}, seed {trial.seed}"), trial.key, f"{parameters(trial.settings) / 1e6:.3f} M",
-                      str(trial.settings["train"]["steps"]), "–" if done else f"{cost / 60:.1f}",
-                      "cached" if done else "new")
+        table.add_row(
+            escape(f"{trial.arm}, seed {trial.seed}"),
+            trial.key,
+            f"{parameters(trial.settings) / 1e6:.3f} M",
+            str(trial.settings["train"]["steps"]),
+            "–" if done else f"{cost / 60:.1f}",
+            "cached" if done else "new",
+        )
     console.print(table, highlight=False)
     for arm in plan.arms:
         if arm.matched:
             console.print(f"{arm.name}: {arm.matched}", highlight=False, markup=False)
-    stages = {name: plan.stages(trial).done(key) for trial in plan.trials for key, name in plan.stages(trial).keys.items()}
+    stages = {
+        name: plan.stages(trial).done(key) for trial in plan.trials for key, name in plan.stages(trial).keys.items()
+    }
     for name, done in stages.items():
         console.print(f"{name}: {'cached' if done else 'to make'}", highlight=False)
-    console.print(f"training, {settings.launcher.workers} at a time on {plan.threads} thread(s) each: about "
-                  f"{total / 60 / settings.launcher.workers:.0f} min here, from a few timed steps; sampling and measuring come on top",
-                  highlight=False)
+    console.print(
+        f"training, {settings.launcher.workers} at a time on {plan.threads} thread(s) each: about "
+        f"{total / 60 / settings.launcher.workers:.0f} min here, from a few timed steps; sampling and measuring come on top",
+        highlight=False,
+    )
     return 0
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ablations.stored import find_trial, megabytes, settings_of_trial, size_of
-from ablations.trial_state import TrialState, state_of
+from ablations.launch.trial_state import TrialState, state_of
+from ablations.trial.stored import find_trial, megabytes, settings_of_trial, size_of
 from iris.errors import SettingError
 
 
@@ -42,12 +42,21 @@ def show(folder: Path, console: Console) -> None:
         groups.setdefault(group, []).append(f"{name}={value}")
     _print(console, "settings", [(group or "-", "  ".join(values)) for group, values in groups.items()])
     metrics = found.result.get("metrics", {})
-    _print(console, "results", [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()])
-    facts = found.result.get("environment", {}) | {f"{name}, seconds": f"{value:.1f}" for name, value in
-                                                   found.result.get("seconds", {}).items()}
+    _print(
+        console,
+        "results",
+        [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()],
+    )
+    facts = found.result.get("environment", {}) | {
+        f"{name}, seconds": f"{value:.1f}" for name, value in found.result.get("seconds", {}).items()
+    }
     _print(console, "made on", [(name, str(value)) for name, value in facts.items()])
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    _print(console, "files", [(path.name, megabytes(size_of(path) if path.is_dir() else path.stat().st_size)) for path in files])
+    _print(
+        console,
+        "files",
+        [(path.name, megabytes(size_of(path) if path.is_dir() else path.stat().st_size)) for path in files],
+    )
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
     if found.error.get("traceback"):
         console.print(str(found.error["traceback"]).rstrip(), style="red", highlight=False, markup=False)

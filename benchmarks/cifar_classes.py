@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar_classifier import Classifier, Labelled, classified, load_classifier, load_labelled
-from eval.attributes import wilson_interval
-from eval.fid import frechet_jackknife
-from iris.pipeline import IrisPipeline, to_pixels
-from iris.sampling import SamplingSettings
-from iris.training.progress import Progress
-from iris.training.stages.base import content_key
-from iris.training.tasks import to_images
+from eval.metrics.attributes import wilson_interval
+from eval.metrics.fid import frechet_jackknife
+from iris.diffusion.sampling import SamplingSettings
+from iris.io.pixels import to_images, to_pixels
+from iris.io.progress import Progress
+from iris.pipeline import IrisPipeline
+from iris.stages.base import content_key
 
-BLOCKS = 20             # of the jackknife
-BATCH = 200             # pictures made at once
+BLOCKS = 20  # of the jackknife
+BATCH = 200  # pictures made at once
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ def halves(labels: Tensor, each: int) -> tuple[Tensor, Tensor]:
     return chosen, rest.nonzero().flatten()
 
 
-def judged(name: str, pixels: Tensor, wanted: Tensor, model: Classifier, reference: Tensor,
-           guidance: float | None = None) -> Judged:
+def judged(
+    name: str, pixels: Tensor, wanted: Tensor, model: Classifier, reference: Tensor, guidance: float | None = None
+) -> Judged:
     """``Judged`` of pixels uint8 [N, H, W, 3]; ``reference``: the classifier's features [M, D] of other real ones."""
     distance, error = frechet_jackknife(features(model, pixels), reference, blocks=min(BLOCKS, len(pixels) // 2))
     found = Judged(name, classified(model, pixels), wanted, distance, error, guidance)
@@ -119,8 +120,9 @@ def through(pipeline: IrisPipeline, pixels: Tensor) -> Tensor:
     return torch.cat([to_pixels(latent.decode(latent.encode(to_images(part)))) for part in pixels.split(BATCH)])
 
 
-def sampled(pipeline: IrisPipeline, captions: Sequence[str], settings: SamplingSettings, seed: int,
-            file: Path) -> Tensor:
+def sampled(
+    pipeline: IrisPipeline, captions: Sequence[str], settings: SamplingSettings, seed: int, file: Path
+) -> Tensor:
     """Pixels uint8 [N, H, W, 3] of the captions, image i from noise (seed, i); kept in ``file``, or taken from it."""
     if file.exists():
         return torch.from_numpy(np.load(file, allow_pickle=False))
@@ -143,8 +145,10 @@ def measure(given: argparse.Namespace, test: Labelled, model: Classifier) -> tup
     chosen, rest = halves(test.labels, given.each)
     reference, real, wanted = features(model, test.pixels[rest]), test.pixels[chosen], test.labels[chosen]
     captions = [test.classes[number] for number in wanted.tolist()]
-    rows = [judged("real", real, wanted, model, reference),
-            judged("real, through the latent", through(pipeline, real), wanted, model, reference)]
+    rows = [
+        judged("real", real, wanted, model, reference),
+        judged("real, through the latent", through(pipeline, real), wanted, model, reference),
+    ]
     samples = {}
     for scale in given.guidance:
         settings = SamplingSettings(given.steps, guidance=scale)
@@ -158,8 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Sample, judge, write."""
     from benchmarks.cifar_report import write_report
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cifar_classes", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cifar_classes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--path", required=True, help="folder of train.parquet and test.parquet")
     parser.add_argument("--classifier", type=Path, required=True)

@@ -18,21 +18,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eval.fid import frechet_jackknife
 from eval.judges import Judge, load_judge
+from eval.metrics.fid import frechet_jackknife
 from iris import data
-from iris.distill import DistillSettings
+from iris.diffusion.distill import DistillSettings
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
+from iris.io.pixels import to_images
 from iris.pipeline import IrisPipeline
-from iris.sampling import SamplingSettings
-from iris.training.stages.distill import students
-from iris.training.tasks import to_images
+from iris.stages.distill import students
 
-TEACHER_STEPS, GUIDANCE = (1, 2, 4, 8, 10, 20), 2.5     # two evaluations each
+TEACHER_STEPS, GUIDANCE = (1, 2, 4, 8, 10, 20), 2.5  # two evaluations each
 # What is asked of each student: its FID at so many steps, at most so many times the teacher's at so many.
 ASKED = ((4, 1.3, 20), (1, 0.5, 1))
-SHAPES = {"path": None, "size": 32, "image_column": "image", "text_column": "text", "labels": None, "train": 16384,
-          "validation": 4096, "heldout": 1, "seed": 0}        # as conf/data/shapes.yaml
+SHAPES = {
+    "path": None,
+    "size": 32,
+    "image_column": "image",
+    "text_column": "text",
+    "labels": None,
+    "train": 16384,
+    "validation": 4096,
+    "heldout": 1,
+    "seed": 0,
+}  # as conf/data/shapes.yaml
 
 
 class Row(NamedTuple):
@@ -54,21 +63,41 @@ def main() -> None:
     torch.set_num_threads(1)
     judge = load_judge("shapes")
     decoded = data.pixels(data.load("shapes", **SHAPES)["validation"], 32, 0.0)
-    reference, captions = features(judge, torch.from_numpy(decoded.images)), decoded.captions[:given.samples]
+    reference, captions = features(judge, torch.from_numpy(decoded.images)), decoded.captions[: given.samples]
     pipeline = IrisPipeline.from_pretrained(given.teacher)
-    rows = [measured("teacher", pipeline, SamplingSettings(steps, guidance=GUIDANCE), judge, captions, reference)
-            for steps in TEACHER_STEPS]
+    rows = [
+        measured("teacher", pipeline, SamplingSettings(steps, guidance=GUIDANCE), judge, captions, reference)
+        for steps in TEACHER_STEPS
+    ]
     for chosen, weights in given.students:
         for steps, folder in students(weights, chosen.steps).items():
-            rows.append(measured(f"student, {chosen.method}", IrisPipeline.from_pretrained(folder), chosen.sampling(steps), judge,
-                                 captions, reference))
-    text = "\n".join([
-        "# Few-step students", "",
-        f"FID of {len(captions):,} pictures of the embedded world against {len(reference):,} held-out ones, judge shapes; ± is the "
-        f"sampling error of one student. The teacher is sampled by Euler steps with guidance {GUIDANCE}, each two evaluations; the "
-        "students without guidance, which is folded into them: consistency models by steps that noise anew, shortcut models by "
-        "Euler steps.", "",
-        "| | steps | evaluations | FID |", "|---|---|---|---|", *map(str, rows), "", *verdicts(rows), ""])
+            rows.append(
+                measured(
+                    f"student, {chosen.method}",
+                    IrisPipeline.from_pretrained(folder),
+                    chosen.sampling(steps),
+                    judge,
+                    captions,
+                    reference,
+                )
+            )
+    text = "\n".join(
+        [
+            "# Few-step students",
+            "",
+            f"FID of {len(captions):,} pictures of the embedded world against {len(reference):,} held-out ones, judge shapes; ± is the "
+            f"sampling error of one student. The teacher is sampled by Euler steps with guidance {GUIDANCE}, each two evaluations; the "
+            "students without guidance, which is folded into them: consistency models by steps that noise anew, shortcut models by "
+            "Euler steps.",
+            "",
+            "| | steps | evaluations | FID |",
+            "|---|---|---|---|",
+            *map(str, rows),
+            "",
+            *verdicts(rows),
+            "",
+        ]
+    )
     Path("reports").mkdir(exist_ok=True)
     Path("reports/few_steps.md").write_text(text)
     print(text)
@@ -96,8 +125,9 @@ def student(text: str) -> tuple[DistillSettings, Path]:
     return chosen, Path(folder)
 
 
-def measured(name: str, pipeline: IrisPipeline, settings: SamplingSettings, judge: Judge, captions: list[str],
-             reference: Tensor) -> Row:
+def measured(
+    name: str, pipeline: IrisPipeline, settings: SamplingSettings, judge: Judge, captions: list[str], reference: Tensor
+) -> Row:
     """A row of the table."""
     found = features(judge, pipeline.generate(captions, settings))
     fid, error = frechet_jackknife(found, reference, blocks=20)
@@ -113,9 +143,11 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         for steps, most, against in ASKED:
             own, teacher = fids.get((name, steps)), fids.get(("teacher", against))
             if own is not None and teacher is not None:
-                lines.append(f"- {name}, {steps} step{'s' * (steps > 1)}: FID {own:.2f}, {own / teacher:.2f} times the teacher's "
-                             f"{teacher:.2f} at {against}; asked for at most {most} times: "
-                             f"{'met' if own <= most * teacher else 'missed'}.")
+                lines.append(
+                    f"- {name}, {steps} step{'s' * (steps > 1)}: FID {own:.2f}, {own / teacher:.2f} times the teacher's "
+                    f"{teacher:.2f} at {against}; asked for at most {most} times: "
+                    f"{'met' if own <= most * teacher else 'missed'}."
+                )
     return lines
 
 

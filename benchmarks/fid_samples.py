@@ -20,16 +20,16 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from ablations.report.charts import STYLE, new_figure
 from ablations.report.palette import HUES, INK, MUTED
-from eval.features import extract_features
-from eval.fid import DistanceTo, FeatureStatistics, RankDeficientWarning, check_features, frechet_jackknife
-from eval.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity
-from eval.images import to_float
 from eval.judges import Judge, load_judge
+from eval.metrics.features import extract_features
+from eval.metrics.fid import DistanceTo, FeatureStatistics, RankDeficientWarning, check_features, frechet_jackknife
+from eval.metrics.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity
+from eval.metrics.images import to_float
 from iris.data import WORLDS
 
 COUNTS = (128, 256, 512, 1024, 2048, 4096)
-SIGMA = 1.5             # pixels of the blur: about the FID of a good model of this world
-PART = 2048             # pictures drawn at a time
+SIGMA = 1.5  # pixels of the blur: about the FID of a good model of this world
+PART = 2048  # pictures drawn at a time
 NAMES = ("FID", "FID extrapolated")
 
 
@@ -40,8 +40,8 @@ class Row:
     count: int
     name: str
     mean: float
-    sd: float           # over repeats
-    error: float        # mean of the standard errors that the metric gave itself
+    sd: float  # over repeats
+    error: float  # mean of the standard errors that the metric gave itself
 
 
 def main() -> None:
@@ -79,12 +79,13 @@ def features(judge: Judge, count: int, seed: int, sigma: float) -> Tensor:
 
 def measured(parts: list[Tensor], reference: FeatureStatistics) -> list[Row]:
     """Both metrics of each repeat's features."""
-    with warnings.catch_warnings():             # that small numbers are unreliable is what is shown here
+    with warnings.catch_warnings():  # that small numbers are unreliable is what is shown here
         warnings.simplefilter("ignore", RankDeficientWarning)
         warnings.simplefilter("ignore", ExtrapolationWarning)
         plain = [frechet_jackknife(part, reference) for part in parts]
-        limits = [fid_infinity(part, reference, sampling_error=error)
-                  for part, (_, error) in zip(parts, plain, strict=True)]
+        limits = [
+            fid_infinity(part, reference, sampling_error=error) for part, (_, error) in zip(parts, plain, strict=True)
+        ]
     rows = []
     for name, found in zip(NAMES, (plain, [(each.value, each.standard_error) for each in limits]), strict=True):
         values, errors = np.asarray(found).T
@@ -104,15 +105,38 @@ def draw(rows: list[Row], limit: float, repeats: int, width: int, path: Path) ->
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
         axes = figure.subplots()
         axes.axhline(limit, color=MUTED, linewidth=1, dashes=(4, 3))
-        axes.annotate(f"FID of all {repeats * COUNTS[-1]:,} pictures", (COUNTS[-1], limit), xytext=(0, -24), ha="right",
-                      fontsize=8.5, textcoords="offset points", color=MUTED)
+        axes.annotate(
+            f"FID of all {repeats * COUNTS[-1]:,} pictures",
+            (COUNTS[-1], limit),
+            xytext=(0, -24),
+            ha="right",
+            fontsize=8.5,
+            textcoords="offset points",
+            color=MUTED,
+        )
         for name, colour, marker in zip(NAMES, (INK, HUES[2]), "os", strict=True):
             mine = [row for row in rows if row.name == name]
-            axes.errorbar([row.count for row in mine], [row.mean for row in mine], [row.sd for row in mine], label=name,
-                          color=colour, marker=marker, markersize=4.5, capsize=2.5)
+            axes.errorbar(
+                [row.count for row in mine],
+                [row.mean for row in mine],
+                [row.sd for row in mine],
+                label=name,
+                color=colour,
+                marker=marker,
+                markersize=4.5,
+                capsize=2.5,
+            )
         axes.axvline(ENOUGH * width, color=MUTED, linewidth=0.8, dashes=(1, 2))
-        axes.annotate("8 pictures a feature", (ENOUGH * width, 0.97), xytext=(4, 0), textcoords="offset points",
-                      xycoords=("data", "axes fraction"), va="top", fontsize=8.5, color=MUTED)
+        axes.annotate(
+            "8 pictures a feature",
+            (ENOUGH * width, 0.97),
+            xytext=(4, 0),
+            textcoords="offset points",
+            xycoords=("data", "axes fraction"),
+            va="top",
+            fontsize=8.5,
+            color=MUTED,
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks(COUNTS, [f"{count:,}" for count in COUNTS])
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -130,19 +154,33 @@ def report(rows: list[Row], limit: float, repeats: int, reference: FeatureStatis
     for count in COUNTS:
         cells = [f"{row.mean:.2f} ± {row.sd:.2f} | {row.error:.2f}" for row in rows if row.count == count]
         table.append(f"| {count:,} | {' | '.join(cells)} |")
-    apart = [f"{name} changes by {spread(rows, name, COUNTS[0]):.2f} from {COUNTS[0]} to {COUNTS[-1]:,} pictures and "
-             f"by {spread(rows, name, enough):.2f} from {enough:,} on" for name in NAMES]
-    return "\n".join([
-        "# FID against the number of images", "",
-        f"Blurred pictures (Gaussian, sigma {SIGMA} pixels) of the world `shapes` against {reference.count:,} sharp "
-        f"ones, judge `shapes` ({reference.width} features). Mean ± standard deviation over {repeats} independent "
-        "draws; \"error\" is the mean of the standard errors that the metric gave itself: for FID the delete-a-block "
-        "jackknife (20 blocks), for the extrapolation that and the error of the linear fit.", "",
-        "![FID and extrapolated FID against the number of pictures](fid_samples.svg)", "",
-        "| pictures | FID | error | FID extrapolated | error |", "|---|---|---|---|---|", *table, "",
-        f"FID of all {repeats * COUNTS[-1]:,} blurred pictures is {limit:.2f}. {'; '.join(apart)}. Below {enough:,} "
-        "pictures (8 a feature) the extrapolation is flagged, as it comes out too low there.", "",
-        "Made by `python -m benchmarks.fid_samples`.", ""])
+    apart = [
+        f"{name} changes by {spread(rows, name, COUNTS[0]):.2f} from {COUNTS[0]} to {COUNTS[-1]:,} pictures and "
+        f"by {spread(rows, name, enough):.2f} from {enough:,} on"
+        for name in NAMES
+    ]
+    return "\n".join(
+        [
+            "# FID against the number of images",
+            "",
+            f"Blurred pictures (Gaussian, sigma {SIGMA} pixels) of the world `shapes` against {reference.count:,} sharp "
+            f"ones, judge `shapes` ({reference.width} features). Mean ± standard deviation over {repeats} independent "
+            'draws; "error" is the mean of the standard errors that the metric gave itself: for FID the delete-a-block '
+            "jackknife (20 blocks), for the extrapolation that and the error of the linear fit.",
+            "",
+            "![FID and extrapolated FID against the number of pictures](fid_samples.svg)",
+            "",
+            "| pictures | FID | error | FID extrapolated | error |",
+            "|---|---|---|---|---|",
+            *table,
+            "",
+            f"FID of all {repeats * COUNTS[-1]:,} blurred pictures is {limit:.2f}. {'; '.join(apart)}. Below {enough:,} "
+            "pictures (8 a feature) the extrapolation is flagged, as it comes out too low there.",
+            "",
+            "Made by `python -m benchmarks.fid_samples`.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 MIXERS, PASSES, RATES = ("grfm", "attention", "fourier", "recurrence", "spatial"), 8, 25
-TARGETS = {"plan": 5.0, "submit": 10.0, "status": 2.0, "report": 30.0}      # seconds for a thousand trials
+TARGETS = {"plan": 5.0, "submit": 10.0, "status": 2.0, "report": 30.0}  # seconds for a thousand trials
 
 
 def main() -> None:
@@ -38,7 +38,10 @@ def main() -> None:
     given = {"trials": "1000", "scale": "smoke", "work": ""} | dict(word.split("=", 1) for word in sys.argv[1:])
     trials, load = int(given["trials"]), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="grid-engine-") as folder:
-        rows = {name: in_process(name, trials, f"{folder}/{name}") for name in ("plan", "submit", "look", "status", "report", "driver")}
+        rows = {
+            name: in_process(name, trials, f"{folder}/{name}")
+            for name in ("plan", "submit", "look", "status", "report", "driver")
+        }
         parts = overhead(Path(given["work"] or f"{folder}/grid"), given["scale"])
     text = page(trials, {name: row for name, row in rows.items() if row}, parts, given["scale"], load)
     Path(__file__).with_suffix(".md").write_text(text)
@@ -56,26 +59,48 @@ def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], 
     """The Markdown page."""
     import torch
 
-    from eval.process import processor_name
+    from eval.speed.process import processor_name
 
-    names = {"plan": "plan: expand, match parameters, check and name every trial", "submit": "submit to Slurm as job arrays",
-             "look": "a driver's look at all of them, twice a second", "status": "`action=status`, the whole command",
-             "report": "the report", "driver": "`action=report`, the whole command: plan, tell MLflow of every trial, and the report"}
-    table = [f"| {names[name]} | {row['seconds']:.2f} | {row['processor']:.2f} | {TARGETS.get(name, '') or '–'} | "
-             f"{row['peak_mb']:.0f} | {row.get('note', '')} |" for name, row in rows.items()]
+    names = {
+        "plan": "plan: expand, match parameters, check and name every trial",
+        "submit": "submit to Slurm as job arrays",
+        "look": "a driver's look at all of them, twice a second",
+        "status": "`action=status`, the whole command",
+        "report": "the report",
+        "driver": "`action=report`, the whole command: plan, tell MLflow of every trial, and the report",
+    }
+    table = [
+        f"| {names[name]} | {row['seconds']:.2f} | {row['processor']:.2f} | {TARGETS.get(name, '') or '–'} | "
+        f"{row['peak_mb']:.0f} | {row.get('note', '')} |"
+        for name, row in rows.items()
+    ]
     whole = sum(parts.values())
     work = sum(parts[name] for name in WORK)
-    return "\n".join([
-        f"# The grid engine: {trials} trials", "",
-        f"`uv run python -m benchmarks.grid_engine`, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, load "
-        f"average {load:.1f} before the first row. Seconds on the clock suffer from that load; processor seconds, those of the "
-        "process and its children, do not. MB is the peak resident memory of the process, in 10^6 bytes; the driver's target is 1,000.", "",
-        "| | seconds | processor seconds | target, seconds | MB | |", "|---|---|---|---|---|---|", *table, "",
-        "## What is not training or measuring", "",
-        f"`grid=mixers` at `scale={scale}`: where the command's wall clock goes.", "",
-        "| | seconds |", "|---|---|", *(f"| {name} | {seconds:.1f} |" for name, seconds in parts.items()),
-        f"| all | {whole:.1f} |", "",
-        f"What is not training or measuring takes {whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of the whole.", ""])
+    return "\n".join(
+        [
+            f"# The grid engine: {trials} trials",
+            "",
+            f"`uv run python -m benchmarks.grid_engine`, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, load "
+            f"average {load:.1f} before the first row. Seconds on the clock suffer from that load; processor seconds, those of the "
+            "process and its children, do not. MB is the peak resident memory of the process, in 10^6 bytes; the driver's target is 1,000.",
+            "",
+            "| | seconds | processor seconds | target, seconds | MB | |",
+            "|---|---|---|---|---|---|",
+            *table,
+            "",
+            "## What is not training or measuring",
+            "",
+            f"`grid=mixers` at `scale={scale}`: where the command's wall clock goes.",
+            "",
+            "| | seconds |",
+            "|---|---|",
+            *(f"| {name} | {seconds:.1f} |" for name, seconds in parts.items()),
+            f"| all | {whole:.1f} |",
+            "",
+            f"What is not training or measuring takes {whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of the whole.",
+            "",
+        ]
+    )
 
 
 # -- the rows, each in its own process --------------------------------------------------------------------------------
@@ -90,7 +115,10 @@ def measured(into: dict[str, Any]) -> Iterator[None]:
 
 
 def _processor_seconds() -> float:
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def _peak_mb() -> float:
@@ -109,13 +137,21 @@ def words(trials: int, folder: str) -> list[str]:
     rates = [round(1e-3 * 1.05**k, 6) for k in range(RATES)]
     axes = f"{{model.mixer: [{','.join(MIXERS)}], model.iterations: {[*range(1, PASSES + 1)]}, train.learning_rate: {rates}}}"
     seeds = list(range(max(1, trials // arms)))
-    return ["grid=mixers", "scale=smoke", f"grid.axes={axes}", "grid.match=params", f"seeds={seeds}".replace(" ", ""),
-            f"runs_dir={folder}/runs", f"reports_dir={folder}/reports", "launcher.interrupt=detach"]
+    return [
+        "grid=mixers",
+        "scale=smoke",
+        f"grid.axes={axes}",
+        "grid.match=params",
+        f"seeds={seeds}".replace(" ", ""),
+        f"runs_dir={folder}/runs",
+        f"reports_dir={folder}/reports",
+        "launcher.interrupt=detach",
+    ]
 
 
 def _plan(trials: int, folder: str, *more: str) -> Any:
-    from ablations.compose import composed, settings_of
-    from ablations.plan import make_plan
+    from ablations.question.compose import composed, settings_of
+    from ablations.question.plan import make_plan
 
     settings, values = settings_of(composed([*words(trials, folder), *more]))
     return make_plan(settings, values), settings, values
@@ -123,7 +159,7 @@ def _plan(trials: int, folder: str, *more: str) -> Any:
 
 def plan(trials: int, folder: str) -> dict[str, Any]:
     """Seconds to plan, torch imported."""
-    import ablations.plan  # noqa: F401
+    import ablations.question.plan  # noqa: F401
 
     row: dict[str, Any] = {}
     with measured(row):
@@ -139,10 +175,14 @@ def jobs_of(trials: int, folder: str) -> tuple[list[Any], Any]:
     """A job that does nothing for each trial, with the trial's own plan; and the settings of a launcher on Slurm."""
     from ablations.launch import Job
 
-    planned, settings, _ = _plan(trials, folder, "launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=1", "threads=1")
+    planned, settings, _ = _plan(
+        trials, folder, "launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=1", "threads=1"
+    )
     import benchmarks.grid_engine as module
 
-    return [Job(t.key, module.nothing, planned.job_plan(t), planned.folder(t)) for t in planned.trials], settings.launcher
+    return [
+        Job(t.key, module.nothing, planned.job_plan(t), planned.folder(t)) for t in planned.trials
+    ], settings.launcher
 
 
 def submit(trials: int, folder: str) -> dict[str, Any]:
@@ -152,7 +192,10 @@ def submit(trials: int, folder: str) -> dict[str, Any]:
     place, row = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp")), {}
     script = str(TESTS / "cluster" / "cluster.sh")
     try:
-        if os.geteuid() or subprocess.run(["bash", script, "up", "none", str(place)], stdout=sys.stderr, check=False).returncode:
+        if (
+            os.geteuid()
+            or subprocess.run(["bash", script, "up", "none", str(place)], stdout=sys.stderr, check=False).returncode
+        ):
             return {}
         os.environ["SLURM_CONF"] = str(place / "slurm.conf")
         jobs, launcher = jobs_of(trials, folder)
@@ -173,7 +216,7 @@ def look(trials: int, folder: str) -> dict[str, Any]:
 
     from ablations.launch import JobRun
     from ablations.launch.pool import Pool
-    from ablations.watch import Watch
+    from ablations.launch.watch import Watch
 
     class Waiting(Pool):
         """No worker is started."""
@@ -196,10 +239,12 @@ def look(trials: int, folder: str) -> dict[str, Any]:
 
 def status(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of ``action=status`` on a grid of which most is done."""
-    from ablations.grid_record import GridRecord, record_path
+    from ablations.launch.grid_record import GridRecord, record_path
 
     planned, settings, values = _plan(trials, folder)
-    GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(record_path(planned.runs, values))
+    GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(
+        record_path(planned.runs, values)
+    )
     for number, trial in enumerate(planned.trials):
         _made_up(planned.folder(trial), number)
     row, printed = _command([*words(trials, folder), "action=status"])
@@ -212,8 +257,13 @@ def _command(given: list[str]) -> tuple[dict[str, Any], list[str]]:
     code = "import sys; from ablations.run import main; main(sys.argv[1:]); print(open('/proc/self/status').read())"
     row: dict[str, Any] = {}
     with measured(row):
-        done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, check=True)
-    return row | {"peak_mb": _megabytes("VmHWM", done.stdout), "file_mb": _megabytes("RssFile", done.stdout)}, done.stdout.splitlines()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    return row | {
+        "peak_mb": _megabytes("VmHWM", done.stdout),
+        "file_mb": _megabytes("RssFile", done.stdout),
+    }, done.stdout.splitlines()
 
 
 def _made_up(folder: Path, number: int) -> None:
@@ -224,7 +274,15 @@ def _made_up(folder: Path, number: int) -> None:
         return
     (folder / "claim").touch()
     (folder / "lock").touch()
-    status = {"state": "running", "phase": "train", "step": 40, "steps": 100, "loss": 0.7, "images_per_s": 90.0, "host": "node1"}
+    status = {
+        "state": "running",
+        "phase": "train",
+        "step": 40,
+        "steps": 100,
+        "loss": 0.7,
+        "images_per_s": 90.0,
+        "host": "node1",
+    }
     (folder / "status.json").write_text(json.dumps(status))
     if kind[number % 10] == "done":
         metrics = {f"measure_{k}": 0.5 * k for k in range(30)} | {"fid": 20.0 + number % 7}
@@ -249,7 +307,12 @@ def _outcome(trials: int, folder: str) -> Any:
     from fake_outcome import build_outcome
 
     passes = list(range(1, max(1, trials // (20 * len(MIXERS))) + 1))
-    return build_outcome(Path(folder) / "made", seeds=range(20), axes={"model.mixer": list(MIXERS), "model.iterations": passes}, steps=300)
+    return build_outcome(
+        Path(folder) / "made",
+        seeds=range(20),
+        axes={"model.mixer": list(MIXERS), "model.iterations": passes},
+        steps=300,
+    )
 
 
 def driver(trials: int, folder: str) -> dict[str, Any]:
@@ -267,14 +330,22 @@ def driver(trials: int, folder: str) -> dict[str, Any]:
     row = {name: first[name] + second[name] for name in ("seconds", "processor")}
     row |= {name: max(first[name], second[name]) for name in ("peak_mb", "file_mb")}
     lost = [line for line in printed if "does not have" in line]
-    return row | {"note": "; ".join([*lost, f"run twice; {row['file_mb']:.0f} MB of it are libraries' files in memory"])}
+    return row | {
+        "note": "; ".join([*lost, f"run twice; {row['file_mb']:.0f} MB of it are libraries' files in memory"])
+    }
 
 
 # -- overhead ---------------------------------------------------------------------------------------------------------
 
 # What the command says when a part of it begins, after the first, in this order.
-PARTS = {"imports": "", "plan and start of workers": "checking the settings", "shared work and trials": "data shapes: ",
-         "speed and memory": "measuring speed", "report": "writing the report", "MLflow, its last": "finishing MLflow"}
+PARTS = {
+    "imports": "",
+    "plan and start of workers": "checking the settings",
+    "shared work and trials": "data shapes: ",
+    "speed and memory": "measuring speed",
+    "report": "writing the report",
+    "MLflow, its last": "finishing MLflow",
+}
 WORK = ("shared work and trials", "speed and memory")
 
 
@@ -283,7 +354,9 @@ def overhead(folder: Path, scale: str) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     began, times, wanted = time.monotonic(), [time.monotonic()], list(PARTS.values())[1:]
     command = [sys.executable, "-m", "ablations.run", "grid=mixers", f"scale={scale}"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    ) as process:
         for line in process.stdout:
             if wanted and wanted[0] in line:
                 times.append(time.monotonic())
@@ -300,7 +373,9 @@ def overhead(folder: Path, scale: str) -> dict[str, float]:
 def _idle(runs: Path, seconds: float) -> float:
     """Of ``seconds``, those in which no job ran: a job's settings are written when it begins, its result when it ends."""
     folders = [*(runs / "trials").glob("*"), *(runs / "stages").glob("prepare-*")]
-    spans = sorted(((path / "settings.json").stat().st_mtime, (path / "result.json").stat().st_mtime) for path in folders)
+    spans = sorted(
+        ((path / "settings.json").stat().st_mtime, (path / "result.json").stat().st_mtime) for path in folders
+    )
     busy, reached = 0.0, 0.0
     for start, end in spans:
         busy, reached = busy + max(0.0, end - max(start, reached)), max(reached, end)

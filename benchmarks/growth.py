@@ -19,14 +19,14 @@ import torch
 from ablations.report.charts import STYLE, log_axis, new_figure
 from ablations.report.palette import DASHES, HUES, MARKERS
 from benchmarks.presets import command
-from eval.growth import Curve, growth_table, measure_growth
-from eval.process import processor_name
-from eval.workers import Loader
-from iris.mixers import MIXERS
+from eval.speed.growth import Curve, growth_table, measure_growth
+from eval.speed.process import processor_name
+from eval.speed.workers import Loader
+from iris.nn.mixers import MIXERS
 
 REFERENCE = "attention"
 SIDES = (8, 16, 32, 64, 128)
-FITTED = 3      # largest sizes that the exponent is fitted to
+FITTED = 3  # largest sizes that the exponent is fitted to
 OUT = Path("reports/growth.md")
 
 
@@ -35,7 +35,7 @@ def measure(
 ) -> dict[str, Curve]:
     """Curves by mixer, on one thread."""
     given = {"dim": dim, "heads": heads, "sides": list(sides)}
-    loaders = {name: Loader("iris.measuring:load_mixer", {"mixer": name, **given}) for name in mixers}
+    loaders = {name: Loader("eval.models.loading:load_mixer", {"mixer": name, **given}) for name in mixers}
     return measure_growth(loaders, [side * side for side in sides], rounds, threads=1, budget_s=budget_s)
 
 
@@ -59,8 +59,15 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
             sizes, times = zip(*sorted(curve.milliseconds.items()), strict=True)
             turn, hue = divmod(number - 1, len(HUES) - 1)
             colour, dash, width = (HUES[0], DASHES[0], 2) if name == REFERENCE else (HUES[hue + 1], DASHES[turn], 1.5)
-            axes.plot(sizes, times, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, linestyle=dash,
-                      linewidth=width)
+            axes.plot(
+                sizes,
+                times,
+                color=colour,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4,
+                linestyle=dash,
+                linewidth=width,
+            )
             ends[name] = (sizes[-1], times[-1], colour)
         axes.set_xscale("log", base=2)
         log_axis(axes, "y", [time for curve in curves.values() for time in curve.milliseconds.values()])
@@ -85,31 +92,47 @@ def _label(axes: matplotlib.axes.Axes, ends: Mapping[str, tuple[float, float, st
             push = max(0.0, places[i - 1] + line - places[i]) / 2
             places[i - 1], places[i] = places[i - 1] - push, places[i] + push
     for name, place in zip(order, places, strict=True):
-        axes.annotate(name, (right, math.exp(place)), xytext=(7, 0), textcoords="offset points", va="center",
-                      color=ends[name][2], annotation_clip=False)
+        axes.annotate(
+            name,
+            (right, math.exp(place)),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=ends[name][2],
+            annotation_clip=False,
+        )
 
 
 def report(curves: Mapping[str, Curve], given: argparse.Namespace) -> str:
     """The page."""
     since = sorted(given.sides)[-FITTED:][0] ** 2
-    skipped = [f"{name} at {size:,} tokens: {why}" for name, curve in curves.items()
-               for size, why in curve.skipped.items()]
+    skipped = [
+        f"{name} at {size:,} tokens: {why}" for name, curve in curves.items() for size, why in curve.skipped.items()
+    ]
     reasons = worst([why for curve in curves.values() for one in curve.latency.values() for why in one.reasons])
-    return "\n".join([
-        "# Growth with the number of tokens", "",
-        f"`{command('benchmarks.growth')}` on {processor_name()}, one thread, torch {torch.__version__}. One forward of "
-        f"one mixer, {given.dim} channels, {given.heads} heads, batch 1, float32; the median of {given.rounds} rounds, "
-        "in each of which all mixers run in turn. Milliseconds of processor time, so that other processes do not count "
-        "but for what they take of caches and of memory's bandwidth. The exponent p of tokens^p is fitted by least "
-        f"squares to the logarithms from {since:,} tokens on, ± its standard error from the residuals; crossovers are "
-        "interpolated in the logarithms of both.", "",
-        *growth_table(curves, REFERENCE, since), "",
-        *([f"(c): contended; at most: {'; '.join(reasons)}.", ""] if reasons else []),
-        *([f"Skipped: {'; '.join(skipped)}.", ""] if skipped else []),
-        f"![time against tokens]({given.out.with_suffix('.png').name})", "",
-        "Peak of the tensors alive in the same forward, the input not counted:", "",
-        *memory_table(curves), "",
-    ])
+    return "\n".join(
+        [
+            "# Growth with the number of tokens",
+            "",
+            f"`{command('benchmarks.growth')}` on {processor_name()}, one thread, torch {torch.__version__}. One forward of "
+            f"one mixer, {given.dim} channels, {given.heads} heads, batch 1, float32; the median of {given.rounds} rounds, "
+            "in each of which all mixers run in turn. Milliseconds of processor time, so that other processes do not count "
+            "but for what they take of caches and of memory's bandwidth. The exponent p of tokens^p is fitted by least "
+            f"squares to the logarithms from {since:,} tokens on, ± its standard error from the residuals; crossovers are "
+            "interpolated in the logarithms of both.",
+            "",
+            *growth_table(curves, REFERENCE, since),
+            "",
+            *([f"(c): contended; at most: {'; '.join(reasons)}.", ""] if reasons else []),
+            *([f"Skipped: {'; '.join(skipped)}.", ""] if skipped else []),
+            f"![time against tokens]({given.out.with_suffix('.png').name})",
+            "",
+            "Peak of the tensors alive in the same forward, the input not counted:",
+            "",
+            *memory_table(curves),
+            "",
+        ]
+    )
 
 
 def worst(reasons: Sequence[str]) -> list[str]:

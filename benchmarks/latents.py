@@ -33,19 +33,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar_classifier import load_classifier
-from eval.fid import frechet_distance
 from eval.judges import load_judge
+from eval.metrics.fid import frechet_distance
 from iris.errors import SettingError
+from iris.io.files import write_json
+from iris.io.pixels import to_images, to_pixels
 from iris.latents.losses import band_psnr, psnr
-from iris.pipeline import to_pixels
+from iris.stages.base import RESULT
+from iris.stages.data import described, held_out, opened, size_of
+from iris.stages.parts import latent_of
+from iris.stages.settings import Settings, settings_of
+from iris.stages.vae import load_latent
 from iris.training.__main__ import run
-from iris.training.files import write_json
-from iris.training.settings import Settings, settings_of
-from iris.training.stages.base import RESULT
-from iris.training.stages.data import described, held_out, opened, size_of
-from iris.training.stages.parts import latent_of
-from iris.training.stages.vae import load_latent
-from iris.training.tasks import to_images
 
 # Arm -> its settings of latent.*.
 ARMS = {
@@ -53,7 +52,7 @@ ARMS = {
     "conv": {"name": "conv_vae", "front": "conv"},
     "unshuffle": {"name": "conv_vae", "front": "unshuffle"},
 }
-TOLERANCE = 0.01        # between the parameters of the arms
+TOLERANCE = 0.01  # between the parameters of the arms
 WIDEST, GROUPS = 1024, 8
 BATCH = 256
 RESULTS = "latents.json"
@@ -85,7 +84,7 @@ class Plan:
         for name, least in {"channels": 1, "seeds": 0, "pictures": 2, "longer": 1}.items():
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else [values]:
-                if type(value) is not int and value is not None or value is not None and value < least:
+                if (type(value) is not int and value is not None) or (value is not None and value < least):
                     raise SettingError(f"{name}={value} must be a whole number of at least {least}")
         if "cifar10" in self.data and self.cifar10 is None:
             raise SettingError("cifar10=FOLDER is needed with data=cifar10: the folder of its parquet files")
@@ -157,8 +156,10 @@ def matched_width(settings: Settings, tolerance: float = TOLERANCE) -> tuple[int
         counts = {arm: _parameters(settings, arm, width) for arm in ARMS}
         if max(counts.values()) <= (1 + tolerance) * min(counts.values()):
             return width, counts
-    raise SettingError(f"latent.width={settings.latent.width}: up to {WIDEST}, no width brings the parameters of "
-                       f"{', '.join(ARMS)} within {tolerance:.1%}; the last have {counts}")
+    raise SettingError(
+        f"latent.width={settings.latent.width}: up to {WIDEST}, no width brings the parameters of "
+        f"{', '.join(ARMS)} within {tolerance:.1%}; the last have {counts}"
+    )
 
 
 def measure(folder: Path, pixels: Tensor, features: dict[str, Features], real: dict[str, Tensor]) -> dict[str, float]:
@@ -174,8 +175,9 @@ def measure(folder: Path, pixels: Tensor, features: dict[str, Features], real: d
     measures = {"psnr": psnr((again - images).square().mean().item())}
     measures |= {f"psnr {band}": value for band, value in band_psnr(images, again).items()}
     rounded = to_pixels(again)
-    return measures | {name: frechet_distance(features_of(given, rounded), real[name])
-                       for name, given in features.items()}
+    return measures | {
+        name: frechet_distance(features_of(given, rounded), real[name]) for name, given in features.items()
+    }
 
 
 @torch.inference_mode()
@@ -238,14 +240,28 @@ def compare(plan: Plan, data: str, kept: dict[str, Any], keep: Callable[[], None
     return rows
 
 
-def _row(settings: Settings, arm: str, seed: int, width: int, parameters: int, place: Path,
-         found: dict[str, Any]) -> Row:
+def _row(
+    settings: Settings, arm: str, seed: int, width: int, parameters: int, place: Path, found: dict[str, Any]
+) -> Row:
     train, latent = settings.train, settings.latent
     result = json.loads((place.parent / RESULT).read_text())
     grid = size_of(described(settings.data, "train")) // 2 ** (latent.levels + latent.stages)
-    return Row(settings.data.name, latent.channels, train.steps, arm, seed, width, grid, parameters, train.batch,
-               f"{train.optimiser}, {train.learning_rate:g}", result["seconds"], found["pictures"],
-               str(place.absolute()), found["measures"])
+    return Row(
+        settings.data.name,
+        latent.channels,
+        train.steps,
+        arm,
+        seed,
+        width,
+        grid,
+        parameters,
+        train.batch,
+        f"{train.optimiser}, {train.learning_rate:g}",
+        result["seconds"],
+        found["pictures"],
+        str(place.absolute()),
+        found["measures"],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -269,6 +285,7 @@ def _read(text: str, default: Any) -> Any:
     """A word's value: several, where its default is several."""
     if text == "null":
         return None
+
     def value(part: str) -> int | str:
         return int(part) if part.isdigit() else part
 

@@ -11,31 +11,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ablations.answer.stats import Analysis, ArmSummary, Comparison, analyse
 from ablations.report.charts import STYLE, new_figure
 from ablations.report.palette import HUES, INK, MARKERS, MUTED
-from ablations.stats import Analysis, ArmSummary, Comparison, analyse
 from benchmarks.cifar_classifier import load_classifier
 from benchmarks.latents import ARMS, Plan, Row, pictures_of, reconstructed
+from iris.io.pixels import to_pixels
 from iris.latents.losses import BANDS
-from iris.pipeline import to_pixels
-from iris.training.settings import settings_of
+from iris.stages.settings import settings_of
 
 BASELINE, *RIVALS = ARMS
 TITLES = {"wavelet": "wavelet_vae", "conv": "conv_vae", "unshuffle": "conv_vae, front=unshuffle"}
 PSNR = ("psnr", *(f"psnr {band}" for band in BANDS))
-SHOWN = 6               # pictures of the figure
-GAP, DPI = 1, 110       # pixels between them; of the figure
+SHOWN = 6  # pictures of the figure
+GAP, DPI = 1, 110  # pixels between them; of the figure
 FILLS = ("full", "none", "left", "bottom")
 ABOUT = {
     "FD (judge shapes)": "The judge shapes was trained on the drawn world alone: on other pictures, FD (judge shapes) "
-                         "is a trend figure and no more.",
+    "is a trend figure and no more.",
     "FD (CIFAR-10 classifier)": "FD (CIFAR-10 classifier) is taken on the numbers before the last layer of a small "
-                                "ResNet that gets {accuracy:.1%} of CIFAR-10's test pictures right; it is no FID, and "
-                                "compares only with itself.",
+    "ResNet that gets {accuracy:.1%} of CIFAR-10's test pictures right; it is no FID, and "
+    "compares only with itself.",
     "rFID": "rFID is on Inception's features.",
 }
 
-Group = tuple[str, int, int]        # data set, channels, steps
+Group = tuple[str, int, int]  # data set, channels, steps
 
 
 def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
@@ -46,21 +46,30 @@ def write_report(path: Path, plan: Plan, rows: list[Row]) -> None:
     picture = path.with_suffix(".png")
     draw(plan, groups, found, picture)
     lines = [
-        "# The wavelet VAE against a convolutional one", "",
-        *(f"- {verdict(group, analysed)}" for group, analysed in found.items()), "",
-        f"![reconstructions, and the gap in PSNR by band]({picture.name})", "",
+        "# The wavelet VAE against a convolutional one",
+        "",
+        *(f"- {verdict(group, analysed)}" for group, analysed in found.items()),
+        "",
+        f"![reconstructions, and the gap in PSNR by band]({picture.name})",
+        "",
         *(line for group in groups for line in [*table(group, groups[group], found[group]), ""]),
         f"{intervals(len(plan.seeds))} PSNR is that of the "
         "mean squared error over all pictures; cA, cH, cV and cD are the average and the details of one Haar level, "
         "against the pixels' peak. Fréchet distances are between the reconstructions, in 8 bits, and their originals. "
-        + notes(plan, rows), "",
+        + notes(plan, rows),
+        "",
         "conv_vae has a learned linear convolution where wavelet_vae has the Haar transform; front=unshuffle has the "
         "pixels of each patch side by side, of which that transform is a fixed orthonormal mix. The convolutions next "
         "to it could learn the mix, so that wavelet_vae and unshuffle can come to the same functions: a gap between "
         "them is one of training, at this number of steps and this learning rate, not of what the latent can hold. All "
         "else is the same: the network behind, the loss, which has a Haar term, the learning rate, which was not tuned "
-        "for any of them, and the order of the pictures.", "",
-        "## What ran", "", *settings_table(groups), ""]
+        "for any of them, and the order of the pictures.",
+        "",
+        "## What ran",
+        "",
+        *settings_table(groups),
+        "",
+    ]
     path.write_text("\n".join(lines))
 
 
@@ -68,8 +77,10 @@ def intervals(seeds: int) -> str:
     """What the intervals mean, or why there are none."""
     if seeds == 1:
         return "One seed: there is no interval, and how far another seed would lie from these figures is not known."
-    return (f"± and [ ] are 95 % intervals over {seeds} seeds, which change the initial weights, the order of the "
-            "pictures and the posterior's noise; those of the two gaps of a column hold together.")
+    return (
+        f"± and [ ] are 95 % intervals over {seeds} seeds, which change the initial weights, the order of the "
+        "pictures and the posterior's noise; those of the two gaps of a column hold together."
+    )
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
@@ -89,12 +100,21 @@ def grouped(rows: Iterable[Row]) -> dict[Group, list[Row]]:
 
 def analyses(rows: list[Row]) -> dict[str, Analysis]:
     """Each measure of one group's arms, compared with the wavelet VAE."""
+
     def values(name: str) -> dict[str, dict[int, float]]:
         return {arm: {row.seed: row.measures[name] for row in rows if row.arm == arm} for arm in ARMS}
 
-    return {name: analyse(values(name), BASELINE, metric=name, better="higher" if name in PSNR else "lower",
-                          practical=0.0, scale="linear" if name in PSNR else "log")
-            for name in rows[0].measures}
+    return {
+        name: analyse(
+            values(name),
+            BASELINE,
+            metric=name,
+            better="higher" if name in PSNR else "lower",
+            practical=0.0,
+            scale="linear" if name in PSNR else "log",
+        )
+        for name in rows[0].measures
+    }
 
 
 def title_of(group: Group) -> str:
@@ -115,16 +135,24 @@ def verdict(group: Group, analysed: dict[str, Analysis]) -> str:
 
 
 # The verdict is conv_vae's, the sentence the wavelet VAE's.
-WORDS = {"better": "worse", "worse": "better", "within noise": "within noise", "equivalent": "equal",
-         "not enough seeds": "one seed says nothing of its spread"}
+WORDS = {
+    "better": "worse",
+    "worse": "better",
+    "within noise": "within noise",
+    "equivalent": "equal",
+    "not enough seeds": "one seed says nothing of its spread",
+}
 
 
 def table(group: Group, rows: list[Row], analysed: dict[str, Analysis]) -> list[str]:
     """A row an arm, then a row a gap to the wavelet VAE."""
     heads = {"psnr": "PSNR, dB ↑"} | {f"psnr {band}": f"{band}, dB ↑" for band in BANDS}
-    lines = [f"## {title_of(group)}", "",
-             f"| | parameters | {' | '.join(heads.get(name, f'{name} ↓') for name in analysed)} |",
-             f"|---|---|{'---|' * len(analysed)}"]
+    lines = [
+        f"## {title_of(group)}",
+        "",
+        f"| | parameters | {' | '.join(heads.get(name, f'{name} ↓') for name in analysed)} |",
+        f"|---|---|{'---|' * len(analysed)}",
+    ]
     counts = {row.arm: row.parameters for row in rows}
     for arm in ARMS:
         cells = [plus_minus(one.arms[arm], one.scale == "log") for one in analysed.values()]
@@ -148,21 +176,39 @@ def plus_minus(arm: ArmSummary, distance: bool) -> str:
 def gap(comparison: Comparison, share: bool) -> str:
     """A difference and its interval; ``share``: of the baseline, in per cent."""
     unit, scale = ("%", 100) if share else ("", 1)
-    texts = [f"{scale * value:+.{1 if share else 2}f}" for value in (comparison.difference, comparison.low,
-                                                                      comparison.high) if value is not None]
+    texts = [
+        f"{scale * value:+.{1 if share else 2}f}"
+        for value in (comparison.difference, comparison.low, comparison.high)
+        if value is not None
+    ]
     return texts[0] + unit + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
 
 
 def settings_table(groups: dict[Group, list[Row]]) -> list[str]:
     """What was trained, and how long it took."""
-    lines = ["| data | pictures, held-out | channels | grid | width | steps | batch | optimiser | seeds | "
-             "seconds to train, median |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| data | pictures, held-out | channels | grid | width | steps | batch | optimiser | seeds | "
+        "seconds to train, median |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for (data, channels, steps), rows in groups.items():
         row, seeds = rows[0], dict.fromkeys(row.seed for row in rows)
-        lines.append(" | ".join([
-            f"| {data}", f"{row.pictures:,}", f"{channels}", f"{row.grid} x {row.grid}", f"{row.width}", f"{steps:,}",
-            f"{row.batch}", row.optimiser, ", ".join(map(str, seeds)),
-            f"{np.median([row.seconds for row in rows]):.0f} |"]))
+        lines.append(
+            " | ".join(
+                [
+                    f"| {data}",
+                    f"{row.pictures:,}",
+                    f"{channels}",
+                    f"{row.grid} x {row.grid}",
+                    f"{row.width}",
+                    f"{steps:,}",
+                    f"{row.batch}",
+                    row.optimiser,
+                    ", ".join(map(str, seeds)),
+                    f"{np.median([row.seconds for row in rows]):.0f} |",
+                ]
+            )
+        )
     return lines
 
 
@@ -193,8 +239,10 @@ def _draw_pictures(axes: Axes, group: Group, pixels: Tensor, rows: list[Row]) ->
     axes.imshow(sheet, interpolation="nearest")
     axes.grid(False)
     axes.set_xticks([])
-    axes.set_yticks([i * (side + GAP) + side / 2 for i in range(len(lines))],
-                    ["original", *(TITLES[arm].replace(", ", "\n") for arm in ARMS)])
+    axes.set_yticks(
+        [i * (side + GAP) + side / 2 for i in range(len(lines))],
+        ["original", *(TITLES[arm].replace(", ", "\n") for arm in ARMS)],
+    )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title(f"{title_of(group)}, seed {seed}")
@@ -211,9 +259,17 @@ def _draw_gaps(axes: Axes, found: dict[Group, dict[str, Analysis]]) -> None:
         errors = None
         if all(one.low is not None for one in compared):
             errors = [gaps - [one.low for one in compared], [one.high for one in compared] - gaps]
-        axes.errorbar(x, gaps, errors, fmt=MARKERS[1 + RIVALS.index(arm)], color=HUES[1 + RIVALS.index(arm)],
-                      markersize=5.5, linewidth=1.2, fillstyle=FILLS[list(found).index(group) % len(FILLS)],
-                      label=f"{TITLES[arm]}, {group[1]} channels, {group[2]:,} steps")
+        axes.errorbar(
+            x,
+            gaps,
+            errors,
+            fmt=MARKERS[1 + RIVALS.index(arm)],
+            color=HUES[1 + RIVALS.index(arm)],
+            markersize=5.5,
+            linewidth=1.2,
+            fillstyle=FILLS[list(found).index(group) % len(FILLS)],
+            label=f"{TITLES[arm]}, {group[1]} channels, {group[2]:,} steps",
+        )
     axes.set_xticks(range(len(PSNR)), ["pixels", *BANDS])
     axes.margins(y=0.15)
     axes.set_ylabel("PSNR less wavelet_vae's, dB")

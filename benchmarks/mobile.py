@@ -34,14 +34,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from eval.workers import Loader
+from eval.speed.workers import Loader
 from iris.errors import SettingError, require_choice
 
 STEPS = 4
 DTYPES = {"pytorch": ("fp32",), "onnxruntime": ("fp32", "fp16", "int8"), "executorch": ("fp32", "fp16", "int8")}
 PRESETS = ("tiny", "small", "base")
 PHASES = ("export", "mixers", "coreml", "quality", "memory", "latency", "report")
-RESIDENT = ("all", "one part")      # what is loaded at a time
+RESIDENT = ("all", "one part")  # what is loaded at a time
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,13 @@ class Plan:
 
     def setups(self) -> list[Setup]:
         """All that is measured, preset by preset."""
-        return [Setup(self.work, preset, runtime, dtype, iterations) for preset in self.presets
-                for iterations in self.iterations for runtime in self.runtimes for dtype in DTYPES[runtime]]
+        return [
+            Setup(self.work, preset, runtime, dtype, iterations)
+            for preset in self.presets
+            for iterations in self.iterations
+            for runtime in self.runtimes
+            for dtype in DTYPES[runtime]
+        ]
 
 
 def _read(name: str, value: str) -> Any:
@@ -129,8 +134,10 @@ class Setup:
     def loader(self, resident: str = "all") -> Loader:
         """How a measuring process gets it."""
         if self.runtime == "pytorch":
-            return Loader("iris.measuring:load_for_measuring", {
-                "preset": self.preset, "steps": STEPS, "iterations": self.iterations, "resident": resident})
+            return Loader(
+                "eval.models.loading:load_for_measuring",
+                {"preset": self.preset, "steps": STEPS, "iterations": self.iterations, "resident": resident},
+            )
         given = {"folder": str(self.folder), "dtype": self.dtype, "steps": STEPS}
         if resident != "all":
             given["keep"] = []
@@ -144,9 +151,15 @@ def phases() -> dict[str, Callable[[Plan], None]]:
     """What does each phase; imported here, since each brings libraries that take seconds."""
     from benchmarks import mobile_export, mobile_measure, mobile_report
 
-    return {"export": mobile_export.export, "mixers": mobile_export.mixers, "coreml": mobile_export.coreml,
-            "quality": mobile_measure.quality, "memory": mobile_measure.memory, "latency": mobile_measure.latency,
-            "report": mobile_report.write_report}
+    return {
+        "export": mobile_export.export,
+        "mixers": mobile_export.mixers,
+        "coreml": mobile_export.coreml,
+        "quality": mobile_measure.quality,
+        "memory": mobile_measure.memory,
+        "latency": mobile_measure.latency,
+        "report": mobile_report.write_report,
+    }
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -16,17 +17,16 @@ from torch import nn
 from benchmarks.mobile import DTYPES, STEPS, Plan, Setup
 from eval.export.parts import ExportPart, parts_of
 from eval.export.passes import generator_in_passes
-from iris.mixers import MIXERS, build_mixer
+from eval.models.sources import Drawn
+from iris.io.files import write_json
+from iris.nn.mixers import MIXERS, build_mixer
 from iris.pipeline import IrisPipeline
-from iris.randomness import generator as addressed
-from iris.randomness import initialise
-from iris.sources import Drawn
-from iris.training.files import write_json
+from iris.randomness import addressed, initialise
 
-SHARED = ("text", "decoder")    # the same in every preset
+SHARED = ("text", "decoder")  # the same in every preset
 CAPTION = "a large red circle in the centre on a white background"
 MIXER_DIM, MIXER_HEADS = 64, 4
-MIXER_CASES = ((16, "fp32"), (32, "fp32"), (16, "fp16"), (16, "int8"))      # side of the grid, precision
+MIXER_CASES = ((16, "fp32"), (32, "fp32"), (16, "fp16"), (16, "int8"))  # side of the grid, precision
 
 Writer = Callable[[Mapping[str, ExportPart], Path, str], Any]
 
@@ -53,10 +53,10 @@ def drawn(preset: str) -> IrisPipeline:
 
     Generators start with an output of zero, which would agree with anything: all weights are moved off their start.
     """
-    torch.manual_seed(0)        # transformers draws the text encoder's weights with it
+    torch.manual_seed(0)  # transformers draws the text encoder's weights with it
     pipeline = Drawn(preset, {}, torch.float32, torch.device("cpu")).pipeline()
     redraw(pipeline.model.generator)
-    redraw(pipeline.latent, 0.1)        # more, and most pixels would be clipped: equal, whatever was computed
+    redraw(pipeline.latent, 0.1)  # more, and most pixels would be clipped: equal, whatever was computed
     return pipeline
 
 
@@ -64,7 +64,7 @@ def drawn(preset: str) -> IrisPipeline:
 def redraw(module: nn.Module, size: float = 0.5) -> nn.Module:
     """Add noise to every weight: ``size`` times what keeps a product's variance; to vectors a fifth of ``size``."""
     for name, parameter in module.named_parameters():
-        sums = parameter.shape[-1] if parameter.dim() == 3 else parameter.shape[1:].numel()     # terms of a product's sum
+        sums = parameter.shape[-1] if parameter.dim() == 3 else parameter.shape[1:].numel()  # terms of a product's sum
         scale = size * (sums**-0.5 if parameter.dim() > 1 else 0.2)
         parameter.add_(scale * torch.randn(parameter.shape, generator=addressed("redrawn", name)))
     return module.eval()
@@ -94,9 +94,15 @@ def export_preset(plan: Plan, parts: Mapping[str, ExportPart], setup: Setup) -> 
     if setup.runtime == "onnxruntime":
         encoder = parts["text"].module.encoder
         text = encoder.to_dict() | {"length": encoder.length, "vocab_size": encoder.shape["vocab_size"]}
-        write_json(setup.folder / "pipeline.json", {
-            "text": text, "latent": list(parts["decoder"].inputs[0].shape[1:]), "batch": 1,
-            "iterations": setup.iterations})
+        write_json(
+            setup.folder / "pipeline.json",
+            {
+                "text": text,
+                "latent": list(parts["decoder"].inputs[0].shape[1:]),
+                "batch": 1,
+                "iterations": setup.iterations,
+            },
+        )
 
 
 def write_onnx(parts: Mapping[str, ExportPart], folder: Path, dtype: str) -> None:
@@ -150,7 +156,8 @@ def agreement_row(setup: Setup, parts: Mapping[str, ExportPart]) -> dict[str, An
     difference = run(setup, numbers.numpy(), noise.numpy()) - expected
     return about(setup) | {
         "rms": float(np.sqrt(np.square(difference).mean() / np.square(expected).mean())),
-        "max": float(np.abs(difference).max() / np.abs(expected).max())}
+        "max": float(np.abs(difference).max() / np.abs(expected).max()),
+    }
 
 
 def about(setup: Setup) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def image_in_pytorch(parts: Mapping[str, ExportPart], numbers: torch.Tensor, noi
     """Image [1, 3, H, W] by Euler's method without guidance."""
     text, z = parts["text"].module(numbers), noise
     times = torch.linspace(1, 0, STEPS + 1)
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in itertools.pairwise(times):
         z = z + (following - t) * parts["generator"].module(z, t.expand(len(z)), *text)
     return parts["decoder"].module(z)
 
@@ -175,7 +182,7 @@ def image_in_onnxruntime(setup: Setup, numbers: np.ndarray, noise: np.ndarray) -
     pipeline = OrtPipeline(setup.folder, setup.dtype, keep=())
     text, z = tuple(pipeline.run("text", numbers)), noise
     times = time_grid(STEPS)
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in itertools.pairwise(times):
         z = z + (following - t) * pipeline.velocity(z, t, text)
     return pipeline.run("decoder", z)[0]
 
@@ -192,8 +199,11 @@ def mixers(plan: Plan) -> None:
     if "executorch" in plan.runtimes:
         for name in MIXERS:
             for side, dtype in MIXER_CASES:
-                once(plan, f"mixer-{name}-{side}-{dtype}",
-                     lambda name=name, side=side, dtype=dtype: mixer_row(plan.work, name, side, dtype))
+                once(
+                    plan,
+                    f"mixer-{name}-{side}-{dtype}",
+                    lambda name=name, side=side, dtype=dtype: mixer_row(plan.work, name, side, dtype),
+                )
 
 
 def mixer_part(name: str, side: int) -> ExportPart:
@@ -214,7 +224,7 @@ def mixer_row(work: Path, name: str, side: int, dtype: str) -> dict[str, Any]:
         row |= operators_of(edge.exported_program("forward"))
         path.write_bytes(edge.to_executorch().buffer)
         row |= agreement(run_file(path, part), part.outputs())
-    except Exception as error:      # whatever a runtime cannot do is a result here
+    except Exception as error:  # whatever a runtime cannot do is a result here
         row["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     finally:
         path.unlink(missing_ok=True)
@@ -235,5 +245,8 @@ def coreml(plan: Plan) -> None:
         return
     parts = parts_of(drawn(plan.presets[0]))
     for part in [parts["text"], *generator_in_passes(parts["generator"]), parts["decoder"]]:
-        once(plan, f"coreml-{plan.presets[0]}-{part.name}",
-             lambda part=part: {"preset": plan.presets[0]} | convert_coreml(part).as_dict())
+        once(
+            plan,
+            f"coreml-{plan.presets[0]}-{part.name}",
+            lambda part=part: {"preset": plan.presets[0]} | convert_coreml(part).as_dict(),
+        )

@@ -14,25 +14,30 @@ import psutil
 
 from benchmarks.mobile import RESIDENT, Plan, Setup
 from benchmarks.mobile_export import about, once
-from eval.caps import CAPS_MB, caps_held
-from eval.latency import LatencyResult, Timed, interleave
-from eval.memory import RUNS
-from eval.parts import repeat_for
-from eval.process import processor_name
-from eval.workers import STEADY_HEAP, Loader, Worker
+from eval.speed.caps import CAPS_MB, caps_held
+from eval.speed.latency import LatencyResult, Timed, interleave
+from eval.speed.memory import RUNS
+from eval.speed.parts import repeat_for
+from eval.speed.process import processor_name
+from eval.speed.workers import STEADY_HEAP, Loader, Worker
 
 PARTS = ("text", "generator", "decoder")
-TIMEOUT = 1200.0        # seconds of one request
-WARMUP = 1              # rounds
-QUALITY = {"steps": 6, "guidance": 2.5}     # of the shipped model, iterations as trained
+TIMEOUT = 1200.0  # seconds of one request
+WARMUP = 1  # rounds
+QUALITY = {"steps": 6, "guidance": 2.5}  # of the shipped model, iterations as trained
 BATCH, BLOCKS, SEED = 50, 20, 321
 LIBRARIES = ("torch", "onnxruntime", "executorch", "numpy")
 
 
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers were made on."""
-    return {"processor": processor_name(), "processors": os.cpu_count(), "memory_gb": psutil.virtual_memory().total / 1e9,
-            "threads": threads, "versions": {name: version(name) for name in LIBRARIES}}
+    return {
+        "processor": processor_name(),
+        "processors": os.cpu_count(),
+        "memory_gb": psutil.virtual_memory().total / 1e9,
+        "threads": threads,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
 
 
 def memory(plan: Plan) -> None:
@@ -41,8 +46,11 @@ def memory(plan: Plan) -> None:
     for setup in plan.setups():
         once(plan, f"memory-{setup}", lambda setup=setup: memory_row(setup, plan.threads))
         for resident in RESIDENT:
-            once(plan, f"caps-{resident.replace(' ', '_')}-{setup}",
-                 lambda setup=setup, resident=resident: caps_row(setup, resident, plan.threads))
+            once(
+                plan,
+                f"caps-{resident.replace(' ', '_')}-{setup}",
+                lambda setup=setup, resident=resident: caps_row(setup, resident, plan.threads),
+            )
 
 
 def memory_row(setup: Setup, threads: int) -> dict[str, Any]:
@@ -72,7 +80,9 @@ def latency(plan: Plan) -> None:
     for preset in plan.presets:
         for iterations in plan.iterations:
             setups = [one for one in plan.setups() if (one.preset, one.iterations) == (preset, iterations)]
-            name = f"latency-{preset}-{iterations}-{'+'.join(plan.runtimes)}-rounds={plan.rounds}-threads={plan.threads}"
+            name = (
+                f"latency-{preset}-{iterations}-{'+'.join(plan.runtimes)}-rounds={plan.rounds}-threads={plan.threads}"
+            )
             once(plan, name, lambda setups=setups: latency_rows(setups, plan))
 
 
@@ -87,14 +97,17 @@ def latency_rows(setups: list[Setup], plan: Plan) -> list[dict[str, Any]]:
                 timed.append(Timed(worker, part, repeat_for(worker, part)))
                 owner.append(setup)
         found = interleave(timed, plan.rounds, WARMUP, plan.threads, first)
-    return [about(setup) | {"part": one.part or "image"} | timing(result, setups[0])
-            for setup, one, result in zip(owner, timed, found, strict=True)]
+    return [
+        about(setup) | {"part": one.part or "image"} | timing(result, setups[0])
+        for setup, one, result in zip(owner, timed, found, strict=True)
+    ]
 
 
 def timing(result: LatencyResult, first: Setup) -> dict[str, Any]:
     """A result without its single times, and what its ratio is to."""
     return {name: value for name, value in asdict(result).items() if name != "times_ms"} | {
-        "ratio_to": f"{first.runtime} {first.dtype}"}
+        "ratio_to": f"{first.runtime} {first.dtype}"
+    }
 
 
 def quality(plan: Plan) -> None:
@@ -107,9 +120,9 @@ def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
     """Distance to held-out pictures, and its difference from float32's, each with a jackknife error."""
     from eval.export.ort import OrtPipeline
     from eval.export.pipeline import export_pipeline
-    from eval.features import extract_features
-    from eval.fid import frechet_replicates, jackknife_error
     from eval.judges import load_judge
+    from eval.metrics.features import extract_features
+    from eval.metrics.fid import frechet_replicates, jackknife_error
     from iris import IrisPipeline
 
     model = Path(str(files("iris").joinpath("weights/shapes")))
@@ -121,14 +134,22 @@ def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
     pictures, distance = {}, {}
     for dtype in dtypes:
         pictures[dtype] = OrtPipeline(folder, dtype, threads=1).generate(captions, seed=0, **QUALITY)
-        distance[dtype] = frechet_replicates(extract_features(judge, pictures[dtype]).values, reference.statistics, BLOCKS)
+        distance[dtype] = frechet_replicates(
+            extract_features(judge, pictures[dtype]).values, reference.statistics, BLOCKS
+        )
     whole, without = distance["fp32"]
-    rows = [{
-        "dtype": dtype, "fd": value, "fd_se": jackknife_error(replicates), "change": value - whole,
-        "change_se": jackknife_error([one - other for one, other in zip(replicates, without, strict=True)]),
-        "pixel_rms": float(((pictures[dtype].astype(float) - pictures["fp32"]) ** 2).mean() ** 0.5),
-        "bytes": sum(one["bytes"] for one in written["files"] if one["dtype"] == dtype)}
-        for dtype, (value, replicates) in distance.items()]
+    rows = [
+        {
+            "dtype": dtype,
+            "fd": value,
+            "fd_se": jackknife_error(replicates),
+            "change": value - whole,
+            "change_se": jackknife_error([one - other for one, other in zip(replicates, without, strict=True)]),
+            "pixel_rms": float(((pictures[dtype].astype(float) - pictures["fp32"]) ** 2).mean() ** 0.5),
+            "bytes": sum(one["bytes"] for one in written["files"] if one["dtype"] == dtype),
+        }
+        for dtype, (value, replicates) in distance.items()
+    ]
     return {"model": "shapes", "judge": "shapes", "samples": samples, "blocks": BLOCKS, **QUALITY, "rows": rows}
 
 

@@ -18,17 +18,37 @@ from ablations.report.measures import number
 from ablations.report.palette import HUES, INK, MUTED, css_variables
 from ablations.report.tables import Table
 from benchmarks.mobile import Plan
-from benchmarks.mobile_rows import RUNTIMES, Key, Rows, at, quiet, read_rows, smallest_cap, without_iterations, write_csv
+from benchmarks.mobile_rows import (
+    RUNTIMES,
+    Key,
+    Rows,
+    at,
+    quiet,
+    read_rows,
+    smallest_cap,
+    without_iterations,
+    write_csv,
+)
 from benchmarks.mobile_tables import (
-    agreement_table, caps_table, coreml_table, files_table, latency_table, mixers_table, parts_table, passed_beside_import,
-    published_table, quality_table, target_results, targets_table,
+    agreement_table,
+    caps_table,
+    coreml_table,
+    files_table,
+    latency_table,
+    mixers_table,
+    parts_table,
+    passed_beside_import,
+    published_table,
+    quality_table,
+    target_results,
+    targets_table,
 )
 from eval.targets import targets
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLE = "Does IRIS run on a phone's runtimes, in a phone's memory?"
 COLOURS = {"pytorch": INK, "onnxruntime": HUES[1], "executorch": HUES[2]}
-SHADES = {"fp32": 1.0, "fp16": 0.7, "int8": 0.4}        # opacity, so that hue says runtime and shade precision
+SHADES = {"fp32": 1.0, "fp16": 0.7, "int8": 0.4}  # opacity, so that hue says runtime and shade precision
 
 
 @dataclass(frozen=True)
@@ -56,13 +76,25 @@ def build_report(rows: Rows, folder: Path) -> Path:
     light, dark = css_variables()
     loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(TEMPLATES), jinja2.PackageLoader("ablations.report")])
     environment = jinja2.Environment(
-        loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        autoescape=lambda name: bool(name) and name.endswith(".html"))
+        loader=loader,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=lambda name: bool(name) and name.endswith(".html"),
+    )
     environment.filters |= {"md": _markdown_cell, "svg": Markup}
     values = {
-        "title": TITLE, "said": verdict(rows), "holds": sentences(rows), "charts": charts, "sections": sections(rows),
-        "facts": facts(rows), "commands": commands(rows), "style": Markup(loader.get_source(environment, "style.css")[0]),
-        "light": light, "dark": dark}
+        "title": TITLE,
+        "said": verdict(rows),
+        "holds": sentences(rows),
+        "charts": charts,
+        "sections": sections(rows),
+        "facts": facts(rows),
+        "commands": commands(rows),
+        "style": Markup(loader.get_source(environment, "style.css")[0]),
+        "light": light,
+        "dark": dark,
+    }
     for template, name in (("mobile.md", "report.md"), ("mobile.html", "index.html")):
         text = environment.get_template(template).render(values)
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -86,7 +118,9 @@ def verdict(rows: Rows) -> str:
     counts = sorted({key.iterations for key in rows.keys})
     each = f", at {' and at '.join(map(str, counts))} iterations," if len(counts) > 1 else ""
     text = f"Under a cap of {wanted:g} MB a process makes an image{each} of {'; of '.join(said)}."
-    return text + (f" Not tried at every number of iterations, and so not counted: {'; '.join(untried)}." if untried else "")
+    return text + (
+        f" Not tried at every number of iterations, and so not counted: {'; '.join(untried)}." if untried else ""
+    )
 
 
 def _at_each(rows: Rows, key: Key) -> list[Key]:
@@ -112,26 +146,34 @@ def sentences(rows: Rows) -> list[str]:
     wrong = [key for key, one in rows.agreement.items() if key.dtype == "fp32" and one["rms"] > 1e-3]
     if rows.agreement:
         plain = [one["rms"] for key, one in rows.agreement.items() if key.dtype == "fp32"]
-        lines.append(f"Exported in fp32, an image differs from PyTorch's by {min(plain):.1e} to {max(plain):.1e} "
-                     f"(relative); {len(wrong) or 'none'} of {len(plain)} by more than 1e-3.")
+        lines.append(
+            f"Exported in fp32, an image differs from PyTorch's by {min(plain):.1e} to {max(plain):.1e} "
+            f"(relative); {len(wrong) or 'none'} of {len(plain)} by more than 1e-3."
+        )
     failed = [one for one in rows.mixers if one["failed"]]
     if rows.mixers:
         names = ", ".join(f"{one['mixer']} ({one['dtype']})" for one in failed)
         worst = max(one.get("rms", 0) for one in rows.mixers if one["dtype"] == "fp32")
-        lines.append(f"In ExecuTorch {len(rows.mixers) - len(failed)} of {len(rows.mixers)} cases of a mixer lower, load "
-                     f"and run, in fp32 within {worst:.0e} of PyTorch"
-                     f"{f'; these do not: {names}' if failed else ''}.")
+        lines.append(
+            f"In ExecuTorch {len(rows.mixers) - len(failed)} of {len(rows.mixers)} cases of a mixer lower, load "
+            f"and run, in fp32 within {worst:.0e} of PyTorch"
+            f"{f'; these do not: {names}' if failed else ''}."
+        )
     if rows.quality:
         small = next(one for one in rows.quality["rows"] if one["dtype"] == "int8")
-        lines.append(f"8-bit weights change the shipped model's FD (shapes) by {small['change']:+.3f} ± "
-                     f"{small['change_se']:.2g}, from {rows.quality['rows'][0]['fd']:.3g}.")
+        lines.append(
+            f"8-bit weights change the shipped model's FD (shapes) by {small['change']:+.3f} ± "
+            f"{small['change_se']:.2g}, from {rows.quality['rows'][0]['fd']:.3g}."
+        )
     counts: dict[str, dict[str, int]] = {}
     for _, results in target_results(rows):
         for one in results:
             words = counts.setdefault(one.name, {})
             words[one.verdict] = words.get(one.verdict, 0) + 1
-    lines += [f"Target {name.replace('_', ' ')}: " + ", ".join(f"{count} {word}" for word, count in words.items()) + "."
-              for name, words in counts.items()]
+    lines += [
+        f"Target {name.replace('_', ' ')}: " + ", ".join(f"{count} {word}" for word, count in words.items()) + "."
+        for name, words in counts.items()
+    ]
     return lines
 
 
@@ -139,12 +181,20 @@ def sections(rows: Rows) -> list[Section]:
     """The tables that there are numbers for."""
     found = [
         Section("Memory, and the caps that hold", "", caps_table(rows)),
-        Section("Latency", "One image, text encoder and decoder included. Milliseconds are this machine's; ratios are "
-                "what carries over.", latency_table(rows)),
+        Section(
+            "Latency",
+            "One image, text encoder and decoder included. Milliseconds are this machine's; ratios are "
+            "what carries over.",
+            latency_table(rows),
+        ),
         Section("By part", "", parts_table(rows)),
         Section("Phone targets", _targets_text(rows), targets_table(rows), "wrap"),
-        Section("Published figures", "Figures of other systems on other people's machines, quoted from their sources and "
-                "not measured here.", published_table(), "wrap"),
+        Section(
+            "Published figures",
+            "Figures of other systems on other people's machines, quoted from their sources and not measured here.",
+            published_table(),
+            "wrap",
+        ),
         Section("Agreement with PyTorch", "", agreement_table(rows)),
         Section("Quality after 8-bit weights", _quality_text(rows), quality_table(rows)),
         Section("Every mixer in ExecuTorch", "", mixers_table(rows), "wrap"),
@@ -157,40 +207,65 @@ def sections(rows: Rows) -> list[Section]:
 def _targets_text(rows: Rows) -> str:
     """What the memory target is held against, and who meets it with the import left out alone."""
     beside = ", ".join(f"{key.preset} {key.name} ×{key.iterations}" for key in passed_beside_import(rows))
-    return ("Memory: the files' own weights in half precision and live tensors as PyTorch counts them in float32, and runs "
-            "under caps in half precision. That sum decides where an image can also be made with the runtime's import left out "
-            "of the budget; a whole process, its import included, can fail under the same cap"
-            f"{f' (here {beside})' if beside else ''}. Seconds on a phone, and what its system leaves to an app, need the "
-            "device.")
+    return (
+        "Memory: the files' own weights in half precision and live tensors as PyTorch counts them in float32, and runs "
+        "under caps in half precision. That sum decides where an image can also be made with the runtime's import left out "
+        "of the budget; a whole process, its import included, can fail under the same cap"
+        f"{f' (here {beside})' if beside else ''}. Seconds on a phone, and what its system leaves to an app, need the "
+        "device."
+    )
 
 
 def _quality_text(rows: Rows) -> str:
     if rows.quality is None:
         return ""
     q = rows.quality
-    return (f"The shipped model of drawn shapes in ONNX Runtime, {q['steps']} steps, guidance {q['guidance']:g}: Fréchet "
-            f"distance of {q['samples']:,} pictures to as many held-out ones by the judge {q['judge']}, from equal noise "
-            f"and captions. ± is a delete-a-block jackknife's error ({q['blocks']} blocks), of the change a paired one.")
+    return (
+        f"The shipped model of drawn shapes in ONNX Runtime, {q['steps']} steps, guidance {q['guidance']:g}: Fréchet "
+        f"distance of {q['samples']:,} pictures to as many held-out ones by the judge {q['judge']}, from equal noise "
+        f"and captions. ± is a delete-a-block jackknife's error ({q['blocks']} blocks), of the change a paired one."
+    )
 
 
 def facts(rows: Rows) -> list[tuple[str, str]]:
     """How it was measured."""
     machine = rows.machine
     found = [
-        ("Presets", "256×256, 4 steps, no guidance; drawn weights behind a text encoder of CLIP ViT-L/14's shape, also "
-                    "drawn: cost and agreement, not quality"),
-        ("Hardware", f"{machine['processor']}, {machine['processors']} processors, {machine['memory_gb']:.0f} GB; a "
-                     "server's processor, no phone" if machine else ""),
+        (
+            "Presets",
+            "256×256, 4 steps, no guidance; drawn weights behind a text encoder of CLIP ViT-L/14's shape, also "
+            "drawn: cost and agreement, not quality",
+        ),
+        (
+            "Hardware",
+            f"{machine['processor']}, {machine['processors']} processors, {machine['memory_gb']:.0f} GB; a "
+            "server's processor, no phone"
+            if machine
+            else "",
+        ),
         ("Threads", _threads(rows)),
-        ("Rounds", "latency: " + ", ".join(map(str, sorted({one["n"] for one in rows.latency.values()})))
-         if rows.latency else ""),
+        (
+            "Rounds",
+            "latency: " + ", ".join(map(str, sorted({one["n"] for one in rows.latency.values()})))
+            if rows.latency
+            else "",
+        ),
         ("Versions", ", ".join(f"{name} {text}" for name, text in machine.get("versions", {}).items())),
-        ("Precisions", "int8: weights of linear layers, activations quantised as they come; the rest in float32. fp16: "
-                       "x86 processors compute it in float32 or emulate it, so that its time says nothing of a phone"),
-        ("ExecuTorch", "its C++ libraries behind a C interface, in a process without PyTorch; XNNPACK; the core is one "
-                       "method that the host calls once a pass"),
-        ("ONNX Runtime", "processor provider; the core's passes are one loop in the graph. One part at a time: without "
-                         "its second copy of the weights (prepacking)"),
+        (
+            "Precisions",
+            "int8: weights of linear layers, activations quantised as they come; the rest in float32. fp16: "
+            "x86 processors compute it in float32 or emulate it, so that its time says nothing of a phone",
+        ),
+        (
+            "ExecuTorch",
+            "its C++ libraries behind a C interface, in a process without PyTorch; XNNPACK; the core is one "
+            "method that the host calls once a pass",
+        ),
+        (
+            "ONNX Runtime",
+            "processor provider; the core's passes are one loop in the graph. One part at a time: without "
+            "its second copy of the weights (prepacking)",
+        ),
         ("PyTorch", "eager, float32; most of the memory is its import"),
         ("Quiet", quiet(rows)),
     ]
@@ -202,8 +277,12 @@ def commands(rows: Rows) -> list[str]:
     timed = sorted({(one["n"], one["threads"]) for one in rows.latency.values()})
     weighed = sorted({one["threads"] for one in rows.memory.values()})
     samples = f" samples={rows.quality['samples']}" if rows.quality else ""
-    words = [f"phase=export,mixers,coreml,quality{samples}", *(f"phase=memory threads={count}" for count in weighed),
-             *(f"phase=latency rounds={rounds} threads={count}" for rounds, count in timed), "phase=report"]
+    words = [
+        f"phase=export,mixers,coreml,quality{samples}",
+        *(f"phase=memory threads={count}" for count in weighed),
+        *(f"phase=latency rounds={rounds} threads={count}" for rounds, count in timed),
+        "phase=report",
+    ]
     return [f"python -m benchmarks.mobile work=DIR {word}" for word in words]
 
 
@@ -211,7 +290,9 @@ def _threads(rows: Rows) -> str:
     """Of what was timed and of what was weighed: each row has its own."""
     timed = sorted({one["threads"] for one in rows.latency.values()})
     weighed = sorted({one["threads"] for one in rows.memory.values()})
-    return "; ".join(f"{what}: {', '.join(map(str, counts))}" for what, counts in (("latency", timed), ("memory", weighed)) if counts)
+    return "; ".join(
+        f"{what}: {', '.join(map(str, counts))}" for what, counts in (("latency", timed), ("memory", weighed)) if counts
+    )
 
 
 def draw_latency(rows: Rows, folder: Path) -> Chart | None:
@@ -222,13 +303,24 @@ def draw_latency(rows: Rows, folder: Path) -> Chart | None:
     wanted = {key: one for (key, part), one in rows.latency.items() if part == "image" and key.iterations == iterations}
     figure = new_figure(3.6)
     axes = figure.add_subplot()
-    _bars(axes, wanted, lambda key: wanted[key]["median_ms"] / 1000,
-          lambda key: [[(wanted[key]["median_ms"] - wanted[key]["q1_ms"]) / 1000],
-                       [(wanted[key]["q3_ms"] - wanted[key]["median_ms"]) / 1000]])
+    _bars(
+        axes,
+        wanted,
+        lambda key: wanted[key]["median_ms"] / 1000,
+        lambda key: [
+            [(wanted[key]["median_ms"] - wanted[key]["q1_ms"]) / 1000],
+            [(wanted[key]["q3_ms"] - wanted[key]["median_ms"]) / 1000],
+        ],
+    )
     axes.set_ylabel("seconds an image")
-    return finish(figure, folder, "latency", "Latency by runtime",
-                  f"4 steps of {iterations} iterations, median and quartiles of {next(iter(wanted.values()))['n']} images, "
-                  f"{next(iter(wanted.values()))['threads']} threads. Darker is fp32, lighter fp16, lightest int8.")
+    return finish(
+        figure,
+        folder,
+        "latency",
+        "Latency by runtime",
+        f"4 steps of {iterations} iterations, median and quartiles of {next(iter(wanted.values()))['n']} images, "
+        f"{next(iter(wanted.values()))['threads']} threads. Darker is fp32, lighter fp16, lightest int8.",
+    )
 
 
 def draw_memory(rows: Rows, folder: Path) -> Chart | None:
@@ -236,19 +328,35 @@ def draw_memory(rows: Rows, folder: Path) -> Chart | None:
     if not rows.memory:
         return None
     iterations = min(key.iterations for key in rows.memory)
-    wanted = {key: one["image"]["all"]["peak_memory_mb"] for key, one in rows.memory.items()
-              if key.iterations == iterations and one["image"]["all"]["peak_memory_mb"]}
+    wanted = {
+        key: one["image"]["all"]["peak_memory_mb"]
+        for key, one in rows.memory.items()
+        if key.iterations == iterations and one["image"]["all"]["peak_memory_mb"]
+    }
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     _bars(axes, wanted, wanted.__getitem__)
     limit = targets()["memory_mb"]
     axes.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(f"{limit:g} MB", (1, limit), xycoords=("axes fraction", "data"), xytext=(4, 0), color=MUTED,
-                  textcoords="offset points", va="center", fontsize=9)
+    axes.annotate(
+        f"{limit:g} MB",
+        (1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        color=MUTED,
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
     axes.set_ylabel("peak resident, MB")
-    return finish(figure, folder, "memory", "Memory by runtime",
-                  f"Peak of a fresh process that makes one image, everything loaded, {number(limit)} MB dashed. PyTorch's "
-                  "import is most of its bar.")
+    return finish(
+        figure,
+        folder,
+        "memory",
+        "Memory by runtime",
+        f"Peak of a fresh process that makes one image, everything loaded, {number(limit)} MB dashed. PyTorch's "
+        "import is most of its bar.",
+    )
 
 
 def _bars(axes: Axes, wanted: dict[Key, object], value, errors=None) -> None:
@@ -263,8 +371,12 @@ def _bars(axes: Axes, wanted: dict[Key, object], value, errors=None) -> None:
     axes.set_xticks(range(len(presets)), presets)
     axes.grid(axis="x", visible=False)
     runtimes = list(dict.fromkeys(runtime for runtime, _ in setups))
-    axes.legend(handles=[Patch(color=COLOURS[one], label=RUNTIMES[one]) for one in runtimes], loc="lower left",
-                bbox_to_anchor=(0, 1), ncols=len(runtimes))
+    axes.legend(
+        handles=[Patch(color=COLOURS[one], label=RUNTIMES[one]) for one in runtimes],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(runtimes),
+    )
 
 
 def _markdown_cell(text: str) -> str:

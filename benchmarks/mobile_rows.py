@@ -10,12 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mobile import DTYPES, PRESETS, RESIDENT, STEPS
-from eval.latency import SPREAD
+from eval.speed.latency import SPREAD
 
 COLUMNS = (
-    "preset", "runtime", "dtype", "steps", "iterations", "latency_ms", "peak_memory_mb", "cap", "verdict",
-    "part", "resident", "scope", "n", "q1_ms", "q3_ms", "ratio_to_pytorch", "threads", "contended", "import_mb",
-    "weights_mb", "activations_mb", "agreement_rms",
+    "preset",
+    "runtime",
+    "dtype",
+    "steps",
+    "iterations",
+    "latency_ms",
+    "peak_memory_mb",
+    "cap",
+    "verdict",
+    "part",
+    "resident",
+    "scope",
+    "n",
+    "q1_ms",
+    "q3_ms",
+    "ratio_to_pytorch",
+    "threads",
+    "contended",
+    "import_mb",
+    "weights_mb",
+    "activations_mb",
+    "agreement_rms",
 )
 HOLDS, FAILS, NOT_MEASURED = "holds", "fails", "not measured"
 
@@ -52,8 +71,8 @@ class Rows:
 
     Attributes:
         memory: of each key: {"image": {resident: figures}, "parts": {part: figures}}.
-        caps: of each (key, resident): runs under caps, as ``eval.caps.CapResult``'s fields.
-        latency: of each (key, part), "image" among the parts: ``eval.latency.LatencyResult``'s fields; of several
+        caps: of each (key, resident): runs under caps, as ``eval.speed.caps.CapResult``'s fields.
+        latency: of each (key, part), "image" among the parts: ``eval.speed.latency.LatencyResult``'s fields; of several
             measurements the one of most rounds.
         agreement: of each key: how far an image is from PyTorch's.
         files: entries of the exporters' manifests, with "preset" and "runtime".
@@ -115,8 +134,11 @@ def _manifests(work: Path) -> Iterator[dict[str, Any]]:
         for path in sorted((work / preset).glob("*/manifest.json")):
             runtime, _, iterations = path.parent.name.partition("-")
             for entry in json.loads(path.read_text())["files"]:
-                yield entry | {"preset": preset, "runtime": {"onnx": "onnxruntime"}.get(runtime, runtime),
-                               "iterations": int(iterations) if iterations else None}
+                yield entry | {
+                    "preset": preset,
+                    "runtime": {"onnx": "onnxruntime"}.get(runtime, runtime),
+                    "iterations": int(iterations) if iterations else None,
+                }
 
 
 def result_rows(rows: Rows) -> list[dict[str, Any]]:
@@ -139,14 +161,28 @@ def _row(rows: Rows, key: Key, part: str, resident: str, run: dict[str, Any] | N
     verdict = "" if part != "image" else NOT_MEASURED if run is None else HOLDS if run["held"] else FAILS
     agreement = rows.agreement.get(key, {}) if part == "image" else {}
     return {
-        "preset": key.preset, "runtime": key.runtime, "dtype": key.dtype, "steps": STEPS, "iterations": key.iterations,
-        "latency_ms": latency.get("median_ms"), "peak_memory_mb": memory.get("peak_memory_mb"),
-        "cap": run and run["cap_mb"], "verdict": verdict, "part": part, "resident": resident,
-        "scope": run and run["scope"], "n": latency.get("n"), "q1_ms": latency.get("q1_ms"),
-        "q3_ms": latency.get("q3_ms"), "ratio_to_pytorch": ratio_to_pytorch(latency),
-        "threads": latency.get("threads", measured.get("threads")), "contended": latency.get("contended"),
-        "import_mb": memory.get("import_mb"), "weights_mb": memory.get("weights_mb"),
-        "activations_mb": memory.get("activations_mb"), "agreement_rms": agreement.get("rms"),
+        "preset": key.preset,
+        "runtime": key.runtime,
+        "dtype": key.dtype,
+        "steps": STEPS,
+        "iterations": key.iterations,
+        "latency_ms": latency.get("median_ms"),
+        "peak_memory_mb": memory.get("peak_memory_mb"),
+        "cap": run and run["cap_mb"],
+        "verdict": verdict,
+        "part": part,
+        "resident": resident,
+        "scope": run and run["scope"],
+        "n": latency.get("n"),
+        "q1_ms": latency.get("q1_ms"),
+        "q3_ms": latency.get("q3_ms"),
+        "ratio_to_pytorch": ratio_to_pytorch(latency),
+        "threads": latency.get("threads", measured.get("threads")),
+        "contended": latency.get("contended"),
+        "import_mb": memory.get("import_mb"),
+        "weights_mb": memory.get("weights_mb"),
+        "activations_mb": memory.get("activations_mb"),
+        "agreement_rms": agreement.get("rms"),
     }
 
 

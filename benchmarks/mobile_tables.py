@@ -9,11 +9,11 @@ from ablations.report.measures import DASH, number
 from ablations.report.tables import Cell, Row, Table
 from benchmarks.mobile import DTYPES, PRESETS
 from benchmarks.mobile_rows import RUNTIMES, Key, Rows, at, ratio_to_pytorch, smallest_cap, without_iterations
-from eval.caps import CAPS_MB, CapResult, proven
-from eval.latency import QUOTED, few_rounds
+from eval.speed.caps import CAPS_MB, CapResult, proven
+from eval.speed.latency import QUOTED, few_rounds
 from eval.targets import TargetResult, check, published, targets
 
-ALLOWED = 1e-3      # relative, of what is computed in float32
+ALLOWED = 1e-3  # relative, of what is computed in float32
 STARRED = "* the machine was not quiet, or the times spread by more than 10 %."
 PART_TITLES = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
 
@@ -24,20 +24,39 @@ def cell(value: float | None, note: str = "", kind: str = "") -> Cell:
 
 def caps_table(rows: Rows) -> Table:
     """The smallest cap under which each setup made an image: everything loaded, and one part at a time."""
-    columns = [("peak", "MB"), ("of it import", "MB"), ("weights", "MB"), ("smallest cap", "all loaded"),
-               ("above the import", "all loaded"), ("smallest cap", "one part at a time"), ("peak", "one part, MB")]
+    columns = [
+        ("peak", "MB"),
+        ("of it import", "MB"),
+        ("weights", "MB"),
+        ("smallest cap", "all loaded"),
+        ("above the import", "all loaded"),
+        ("smallest cap", "one part at a time"),
+        ("peak", "one part, MB"),
+    ]
     lines = []
     for key in rows.keys:
         image = rows.memory.get(key, {}).get("image", {})
         whole, one = image.get("all", {}), image.get("one part", {})
-        lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", [
-            cell(whole.get("peak_memory_mb")), cell(whole.get("import_mb")), cell(whole.get("weights_mb")),
-            _cap(rows, key, "all"), _cap(rows, key, "all", "above import"), _cap(rows, key, "one part"),
-            cell(one.get("peak_memory_mb"))]))
+        lines.append(
+            Row(
+                f"{key.preset}, {key.name}, ×{key.iterations}",
+                [
+                    cell(whole.get("peak_memory_mb")),
+                    cell(whole.get("import_mb")),
+                    cell(whole.get("weights_mb")),
+                    _cap(rows, key, "all"),
+                    _cap(rows, key, "all", "above import"),
+                    _cap(rows, key, "one part"),
+                    cell(one.get("peak_memory_mb")),
+                ],
+            )
+        )
     tried = sorted({run["cap_mb"] for runs in rows.caps.values() for run in runs if run["scope"] == "process"})
-    foot = [f"Caps tried: {', '.join(f'{cap:g}' for cap in tried or CAPS_MB)} MB, by RLIMIT_DATA on a fresh process that "
-            "imports, loads and makes one image: private writable memory, without code and mapped files. "
-            "“Above the import” leaves the runtime's own import out of the budget. " + _control(rows)]
+    foot = [
+        f"Caps tried: {', '.join(f'{cap:g}' for cap in tried or CAPS_MB)} MB, by RLIMIT_DATA on a fresh process that "
+        "imports, loads and makes one image: private writable memory, without code and mapped files. "
+        "“Above the import” leaves the runtime's own import out of the budget. " + _control(rows)
+    ]
     return Table(columns, lines, foot)
 
 
@@ -53,8 +72,11 @@ def _cap(rows: Rows, key: Key, resident: str, scope: str = "process") -> Cell:
 def _control(rows: Rows) -> str:
     """Whether the caps limited something."""
     good = sum(proven(_results(runs)) for runs in rows.caps.values())
-    return (f"Control: with half of the memory that it needs, a run fails in {good} of {len(rows.caps)} cases."
-            if rows.caps else "")
+    return (
+        f"Control: with half of the memory that it needs, a run fails in {good} of {len(rows.caps)} cases."
+        if rows.caps
+        else ""
+    )
 
 
 def _results(runs: Iterable[dict[str, Any]]) -> list[CapResult]:
@@ -79,8 +101,15 @@ def latency_table(rows: Rows) -> Table:
             cells += [cell(found["median_ms"], spread), cell(ratio, between)]
         lines.append(Row(f"{key.preset}, {key.name}", cells, baseline=key.runtime == "pytorch"))
     few = few_rounds(min((one["n"] for one in rows.latency.values()), default=QUOTED))
-    return Table(columns, lines, ["Median and quartiles; runtimes in turn, there and back, in processes of their own.",
-                                  *([few] if few else []), STARRED])
+    return Table(
+        columns,
+        lines,
+        [
+            "Median and quartiles; runtimes in turn, there and back, in processes of their own.",
+            *([few] if few else []),
+            STARRED,
+        ],
+    )
 
 
 def parts_table(rows: Rows) -> Table:
@@ -93,11 +122,20 @@ def parts_table(rows: Rows) -> Table:
         for part in PART_TITLES:
             timed, held = rows.latency.get((key, part), {}), memory.get(part, {})
             star = " *" if timed.get("contended") else ""
-            cells += [Cell(f"{number(timed.get('median_ms'))}{star}"), cell(held.get("peak_memory_mb")),
-                      cell(held.get("weights_mb"))]
+            cells += [
+                Cell(f"{number(timed.get('median_ms'))}{star}"),
+                cell(held.get("peak_memory_mb")),
+                cell(held.get("weights_mb")),
+            ]
         lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
-    return Table(columns, lines, ["One evaluation of the generator. Peaks are of a process that holds this part alone, its "
-                                  "import included.", STARRED])
+    return Table(
+        columns,
+        lines,
+        [
+            "One evaluation of the generator. Peaks are of a process that holds this part alone, its import included.",
+            STARRED,
+        ],
+    )
 
 
 def agreement_table(rows: Rows) -> Table:
@@ -113,10 +151,15 @@ def agreement_table(rows: Rows) -> Table:
             cells.append(_error(entry["agreement"]["rms"] if entry else None, key.dtype))
         cells.append(_error(rows.agreement[key]["rms"], key.dtype))
         lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
-    return Table(columns, lines, [
-        "Root mean square of the difference over that of PyTorch's output, equal inputs; of an image, equal token numbers "
-        f"and noise. In fp32, more than {ALLOWED:g} would be red. ExecuTorch's generator file is one for all iterations "
-        "and was compared at the first."])
+    return Table(
+        columns,
+        lines,
+        [
+            "Root mean square of the difference over that of PyTorch's output, equal inputs; of an image, equal token numbers "
+            f"and noise. In fp32, more than {ALLOWED:g} would be red. ExecuTorch's generator file is one for all iterations "
+            "and was compared at the first."
+        ],
+    )
 
 
 def _error(value: float | None, dtype: str) -> Cell:
@@ -136,16 +179,34 @@ def files_table(rows: Rows) -> Table:
         seen.add(label)
         methods = one["methods"].values()
         left = sum(sum(method["undelegated"].values()) for method in methods)
-        lines.append(Row(label, [
-            cell(one["bytes"] / 1e6), Cell(str(sum(method["delegates"] for method in methods))), Cell(str(left)),
-            cell(max(method["planned_bytes"] for method in methods) / 1e6)]))
-    return Table(columns, lines, ["The generator's numbers are of its three methods together, planned memory of the "
-                                  "largest, since they share it."])
+        lines.append(
+            Row(
+                label,
+                [
+                    cell(one["bytes"] / 1e6),
+                    Cell(str(sum(method["delegates"] for method in methods))),
+                    Cell(str(left)),
+                    cell(max(method["planned_bytes"] for method in methods) / 1e6),
+                ],
+            )
+        )
+    return Table(
+        columns,
+        lines,
+        [
+            "The generator's numbers are of its three methods together, planned memory of the "
+            "largest, since they share it."
+        ],
+    )
 
 
 def _file_order(one: dict[str, Any]) -> tuple[Any, ...]:
-    return (PRESETS.index(one["preset"]), list(DTYPES).index(one["runtime"]),
-            list(PART_TITLES).index(one["part"]), DTYPES[one["runtime"]].index(one["dtype"]))
+    return (
+        PRESETS.index(one["preset"]),
+        list(DTYPES).index(one["runtime"]),
+        list(PART_TITLES).index(one["part"]),
+        DTYPES[one["runtime"]].index(one["dtype"]),
+    )
 
 
 def mixers_table(rows: Rows) -> Table:
@@ -163,29 +224,56 @@ def mixers_table(rows: Rows) -> Table:
         left = found.get((mixer, *cases[0][1:]), {}).get("undelegated", {})
         cells.append(Cell(", ".join(f"{name} {count}" for name, count in left.items()) or "nothing"))
         lines.append(Row(mixer, cells))
-    return Table(columns, lines, ["64 channels, 4 heads, every weight drawn and none zero; relative distance from PyTorch."])
+    return Table(
+        columns, lines, ["64 channels, 4 heads, every weight drawn and none zero; relative distance from PyTorch."]
+    )
 
 
 def quality_table(rows: Rows) -> Table | None:
     """The shipped model after quantisation."""
     if rows.quality is None:
         return None
-    lines = [Row(one["dtype"], [
-        Cell(number(one["fd"]), error=number(one["fd_se"])),
-        Cell(f"{one['change']:+.3f}", error=number(one["change_se"], 2)) if one["dtype"] != "fp32" else Cell(DASH),
-        cell(one["pixel_rms"]), cell(one["bytes"] / 1e6)], baseline=one["dtype"] == "fp32")
-        for one in rows.quality["rows"]]
-    return Table([("FD (shapes)", "lower is better"), ("change", "from fp32"), ("pixels' difference", "rms of 255"),
-                  ("files", "MB")], lines)
+    lines = [
+        Row(
+            one["dtype"],
+            [
+                Cell(number(one["fd"]), error=number(one["fd_se"])),
+                Cell(f"{one['change']:+.3f}", error=number(one["change_se"], 2))
+                if one["dtype"] != "fp32"
+                else Cell(DASH),
+                cell(one["pixel_rms"]),
+                cell(one["bytes"] / 1e6),
+            ],
+            baseline=one["dtype"] == "fp32",
+        )
+        for one in rows.quality["rows"]
+    ]
+    return Table(
+        [
+            ("FD (shapes)", "lower is better"),
+            ("change", "from fp32"),
+            ("pixels' difference", "rms of 255"),
+            ("files", "MB"),
+        ],
+        lines,
+    )
 
 
 def coreml_table(rows: Rows) -> Table | None:
     """What converts."""
     if not rows.coreml:
         return None
-    lines = [Row(f"{one['preset']}, {one['part']}" if "preset" in one else f"mixer {one['part']}", [
-        Cell(one["status"], kind="" if one["converted"] else "target-fail"),
-        Cell(str(sum(one["operations"].values()) or DASH)), cell(one["size"] / 1e6 or None)]) for one in rows.coreml]
+    lines = [
+        Row(
+            f"{one['preset']}, {one['part']}" if "preset" in one else f"mixer {one['part']}",
+            [
+                Cell(one["status"], kind="" if one["converted"] else "target-fail"),
+                Cell(str(sum(one["operations"].values()) or DASH)),
+                cell(one["size"] / 1e6 or None),
+            ],
+        )
+        for one in rows.coreml
+    ]
     return Table([("Core ML", "fp16"), ("operations", ""), ("package", "MB")], lines)
 
 
@@ -193,14 +281,24 @@ def target_results(rows: Rows) -> list[tuple[Key, list[TargetResult]]]:
     """The phone targets for each preset in half precision, by weights, live tensors and runs under caps."""
     found = []
     for key in rows.keys:
-        plain = next((rows.memory[one] for one in rows.memory
-                      if (one.preset, one.runtime, one.iterations) == (key.preset, "pytorch", key.iterations)), None)
+        plain = next(
+            (
+                rows.memory[one]
+                for one in rows.memory
+                if (one.preset, one.runtime, one.iterations) == (key.preset, "pytorch", key.iterations)
+            ),
+            None,
+        )
         if key.dtype != "fp16" or plain is None:
             continue
         weights = rows.memory.get(key, {}).get("image", {}).get("all", {}).get("weights_mb")
         timed = rows.latency.get((key, "image"), {})
-        metrics = {"weights_mb": weights, "activations_mb": plain["image"]["all"]["activations_mb"], "nfe": 4,
-                   "latency_ms": timed.get("median_ms")}
+        metrics = {
+            "weights_mb": weights,
+            "activations_mb": plain["image"]["all"]["activations_mb"],
+            "nfe": 4,
+            "latency_ms": timed.get("median_ms"),
+        }
         found.append((key, check(metrics, "float16", _results(rows.caps.get((key, "all"), [])))))
     return found
 
@@ -209,8 +307,11 @@ def passed_beside_import(rows: Rows) -> list[Key]:
     """Those that meet the memory target although a whole process, its runtime's import included, fails under it."""
     limit, found = targets()["memory_mb"], []
     for key, results in target_results(rows):
-        failed = any(not one["held"] for one in rows.caps.get((key, "all"), [])
-                     if (one["cap_mb"], one["scope"]) == (limit, "process"))
+        failed = any(
+            not one["held"]
+            for one in rows.caps.get((key, "all"), [])
+            if (one["cap_mb"], one["scope"]) == (limit, "process")
+        )
         found += [key] if results[0].verdict == "pass" and failed else []
     return found
 
@@ -221,15 +322,36 @@ def targets_table(rows: Rows) -> Table | None:
     if not found:
         return None
     columns = [(one.name.replace("_", " "), one.target) for one in found[0][1]]
-    lines = [Row(f"{key.preset}, {key.name}, ×{key.iterations}",
-                 [Cell(one.verdict, note=f"{one.measured}; {one.why}", kind=f"target-{one.verdict.replace(' ', '-')}")
-                  for one in results]) for key, results in found]
+    lines = [
+        Row(
+            f"{key.preset}, {key.name}, ×{key.iterations}",
+            [
+                Cell(one.verdict, note=f"{one.measured}; {one.why}", kind=f"target-{one.verdict.replace(' ', '-')}")
+                for one in results
+            ],
+        )
+        for key, results in found
+    ]
     return Table(columns, lines)
 
 
 def published_table() -> Table:
     """What others state of their systems."""
     columns = [("device", ""), ("image", "pixels"), ("steps", ""), ("latency", ""), ("memory", ""), ("source", "")]
-    return Table(columns, [Row(one.system, [Cell(one.device), Cell(f"{one.resolution}×{one.resolution}"), Cell(one.steps),
-                                            Cell(one.latency), Cell(one.memory), Cell(one.source)])
-                           for one in published()])
+    return Table(
+        columns,
+        [
+            Row(
+                one.system,
+                [
+                    Cell(one.device),
+                    Cell(f"{one.resolution}×{one.resolution}"),
+                    Cell(one.steps),
+                    Cell(one.latency),
+                    Cell(one.memory),
+                    Cell(one.source),
+                ],
+            )
+            for one in published()
+        ],
+    )

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.latency import Contention
-from eval.probes import MB
-from eval.process import processor_name
-from eval.workers import Loader, Worker
-from iris.ledger import DOCUMENT, MIB, LedgerRow, memory_ledger, total
+from eval.models.ledger import DOCUMENT, MIB, LedgerRow, memory_ledger, total
+from eval.speed.latency import Contention
+from eval.speed.probes import MB
+from eval.speed.process import processor_name
+from eval.speed.workers import Loader, Worker
 from iris.presets import PRESETS, SIZE, TEXT_LENGTH, TEXT_WIDTH
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,8 +63,12 @@ def measure(size: str, dtype: str, threads: int) -> Measured:
         resident = worker.ask("memory", runs=1)["peak_memory_mb"]
         activations = worker.ask("activations")["activations_mb"]
         times = [worker.ask("time")["wall_ms"] for _ in range(REPEATS)]
-        return Measured(statistics.median(times) / 1000, round(activations * MB),
-                        resident and round(resident * MB), tuple(watch.reasons()))
+        return Measured(
+            statistics.median(times) / 1000,
+            round(activations * MB),
+            resident and round(resident * MB),
+            tuple(watch.reasons()),
+        )
 
 
 def ledger_of(size: str, measured: dict[str, Measured], text_dtype: torch.dtype = torch.float16) -> list[LedgerRow]:
@@ -88,9 +92,16 @@ def size_table(results: dict[str, dict[str, Measured]]) -> list[str]:
             for dtype in DTYPES
         ]
         resident = measured["float32"].resident
-        lines.append(" | ".join([
-            f"| {size}", *(f"{part[name].parameters:,}" for name in ("generator", "decoder", "text encoder")), *seconds,
-            f"{resident / MIB:.0f} |" if resident else "not measured |"]))
+        lines.append(
+            " | ".join(
+                [
+                    f"| {size}",
+                    *(f"{part[name].parameters:,}" for name in ("generator", "decoder", "text encoder")),
+                    *seconds,
+                    f"{resident / MIB:.0f} |" if resident else "not measured |",
+                ]
+            )
+        )
     return lines
 
 
@@ -107,8 +118,11 @@ def memory_table(results: dict[str, dict[str, Measured]]) -> list[str]:
         parts = [part[name] for name in ("text encoder", "generator", "decoder", "activations")]
         totals = [total(rows), total(rows, resident=False), total(ledger_of(size, measured, torch.float32))]
         totals = [f"{value / MIB:.0f}" for value in totals]
-        lines.append(" | ".join([
-            f"| {size}", *(f"{row.mib:.1f}" for row in parts), *totals[:2], str(DOCUMENT[size]), f"{totals[2]} |"]))
+        lines.append(
+            " | ".join(
+                [f"| {size}", *(f"{row.mib:.1f}" for row in parts), *totals[:2], str(DOCUMENT[size]), f"{totals[2]} |"]
+            )
+        )
     return lines
 
 
@@ -121,8 +135,10 @@ def reading(results: dict[str, dict[str, Measured]]) -> str:
     mean = {name: statistics.mean(map(abs, values.values())) for name, values in off.items()}
     best = min(mean, key=mean.get)
     said = {name: ", ".join(f"{size} {value:+.0f}" for size, value in values.items()) for name, values in off.items()}
-    return ("The document's totals leave about 505 MiB beside the generator. Counted with CLIP in fp32, reading (A), "
-            f"ours differ by {said['A']} MiB; with CLIP in fp16, reading (B), by {said['B']} MiB. ({best}) fits.")
+    return (
+        "The document's totals leave about 505 MiB beside the generator. Counted with CLIP in fp32, reading (A), "
+        f"ours differ by {said['A']} MiB; with CLIP in fp16, reading (B), by {said['B']} MiB. ({best}) fits."
+    )
 
 
 def command(module: str) -> str:
@@ -139,20 +155,26 @@ def main() -> None:
     given = parser.parse_args()
     results = {size: {dtype: measure(size, dtype, given.threads) for dtype in DTYPES} for size in given.sizes}
     reasons = sorted({why for measured in results.values() for one in measured.values() for why in one.contended})
-    contended = {why.split()[1]: why for why in reasons}.values()       # the worst of each kind
+    contended = {why.split()[1]: why for why in reasons}.values()  # the worst of each kind
     alive = ", ".join(f"{size} {one['bfloat16'].activations / MIB:.1f}" for size, one in results.items())
     lines = [
-        "# The presets at 256x256", "",
+        "# The presets at 256x256",
+        "",
         f"`uv run python -m benchmarks.presets` on {processor_name()}, {given.threads} of {os.cpu_count()} threads, torch "
         f"{torch.__version__}. {STEPS} steps, {ITERATIONS} iterations, guidance 1; weights are drawn, not trained. "
         f"Each size and precision in a process of its own, one at a time; seconds are the median of {REPEATS} images "
-        "after two, from text tokens to pixels.", "",
+        "after two, from text tokens to pixels.",
+        "",
         *([f"The machine was not quiet, and seconds are too long: {'; '.join(contended)}.", ""] if contended else []),
-        *size_table(results), "",
-        "Importing torch is most of the resident memory.", "",
-        *memory_table(results), "",
+        *size_table(results),
+        "",
+        "Importing torch is most of the resident memory.",
+        "",
+        *memory_table(results),
+        "",
         "Weights are counted exactly. Activations are the largest sum of tensors alive in float32, halved; in bfloat16 "
-        f"they are {alive} MiB. {reading(results)}", "",
+        f"they are {alive} MiB. {reading(results)}",
+        "",
     ]
     print("\n".join(lines))
     given.out.write_text("\n".join(lines))

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from eval.probes import ActivationTracker, reset_peak, resident_mb
-from iris.generator import Generator, GeneratorConfig
-from iris.randomness import generator, initialise
+from eval.speed.probes import ActivationTracker, reset_peak, resident_mb
+from iris.model import TextToLatent
+from iris.nn.generator import Generator, GeneratorConfig
+from iris.randomness import addressed, initialise
 from iris.text import Vocabulary, WordEncoder
 from iris.training.optimiser import Optimisers, OptimiserSettings
-from iris.training.tasks import FlowTask, TextToLatent
+from iris.training.tasks import FlowTask
 
 PASSES = (2, 4, 8, 16)
 SIDE = 16
@@ -30,13 +31,26 @@ def main() -> None:
     """Measure every row and write the table."""
     batch = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     rows = {(passes, kept): _in_process(passes, kept, batch) for kept in (True, False) for passes in PASSES}
-    text = "\n".join([
-        "# Training memory by passes", "",
-        f"A training step of the embedded model (dim 64, {SIDE}x{SIDE} tokens, batch {batch}, float32, CPU), MB (10^6 bytes); "
-        "in brackets, over the same with 2 passes.", "",
-        "| passes | live tensors, all kept | recomputed | resident, all kept | recomputed |", "|---|---|---|---|---|",
-        *(f"| {passes} | " + " | ".join(_cell(rows, passes, kept, name) for name in ("live_mb", "resident_mb") for kept in (True, False))
-          + " |" for passes in PASSES), ""])
+    text = "\n".join(
+        [
+            "# Training memory by passes",
+            "",
+            f"A training step of the embedded model (dim 64, {SIDE}x{SIDE} tokens, batch {batch}, float32, CPU), MB (10^6 bytes); "
+            "in brackets, over the same with 2 passes.",
+            "",
+            "| passes | live tensors, all kept | recomputed | resident, all kept | recomputed |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {passes} | "
+                + " | ".join(
+                    _cell(rows, passes, kept, name) for name in ("live_mb", "resident_mb") for kept in (True, False)
+                )
+                + " |"
+                for passes in PASSES
+            ),
+            "",
+        ]
+    )
     Path(__file__).with_suffix(".md").write_text(text)
     print(text)
 
@@ -55,11 +69,21 @@ def step(passes: int, kept: bool, batch: int) -> None:
     """Take two steps and print what they needed."""
     torch.set_num_threads(1)
     text = WordEncoder(Vocabulary(["red"], 20), 64, layers=1)
-    config = GeneratorConfig(channels=8, text_width=64, dim=64, heads=4, prelude=2, core=1, coda=2, iterations=passes,
-                             ffn_ratio=3.0, mixer="grfm")
+    config = GeneratorConfig(
+        channels=8,
+        text_width=64,
+        dim=64,
+        heads=4,
+        prelude=2,
+        core=1,
+        coda=2,
+        iterations=passes,
+        ffn_ratio=3.0,
+        mixer="grfm",
+    )
     module = initialise(TextToLatent(text, Generator(config)), 0).train()
     module.generator.checkpoint_passes = not kept
-    latents = torch.randn(batch, 8, SIDE, SIDE, generator=generator("benchmark"))
+    latents = torch.randn(batch, 8, SIDE, SIDE, generator=addressed("benchmark"))
     task = FlowTask(module, latents, text.tokenise(["red"] * batch), text.tokenise([""])[0], batch, 0, 0.1, "none")
     optimisers = Optimisers(module, OptimiserSettings("adamw", 1e-3))
     before, live = resident_mb("VmRSS") or 0.0, 0.0

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.presets import command
-from eval.latency import LatencyResult, few_rounds, measure_latency
-from eval.process import processor_name
-from eval.workers import Loader
+from eval.speed.latency import LatencyResult, few_rounds, measure_latency
+from eval.speed.process import processor_name
+from eval.speed.workers import Loader
 
-TARGET = 0.10       # of the ratio
+TARGET = 0.10  # of the ratio
 OUT = Path("reports/repeatability.md")
 
 
@@ -47,8 +47,13 @@ class Pair:
 
 def measure(mixers: Sequence[str], preset: str, rounds: int, warmup: int) -> LatencyResult:
     """The second mixer's times, with ratios to the first's, on one thread."""
-    loaders = {name: Loader("iris.measuring:load_for_measuring", {"preset": preset, "changes": {"mixer": name},
-                                                                  "part": "generator"}) for name in mixers}
+    loaders = {
+        name: Loader(
+            "eval.models.loading:load_for_measuring",
+            {"preset": preset, "changes": {"mixer": name}, "part": "generator"},
+        )
+        for name in mixers
+    }
     return measure_latency(loaders, rounds, warmup, threads=1, timeout=1200.0)[mixers[1]]
 
 
@@ -68,24 +73,30 @@ def page(pairs: Sequence[Pair], given: argparse.Namespace) -> str:
     """The report."""
     first, second = given.mixers
     lines = [
-        "# Repeatability of a latency ratio", "",
+        "# Repeatability of a latency ratio",
+        "",
         f"`{command('benchmarks.repeatability')}` on {processor_name()}, one thread of {os.cpu_count()}, torch "
         f"{torch.__version__}. {second} over {first}: one generator evaluation of IRIS {given.preset} at 256x256, "
         f"drawn weights, float32; the median of {given.rounds} rounds, in each of which the two run in turn. Each run "
-        f"is in fresh processes. Target: two runs' ratios differ by at most {TARGET:.0%}.", "",
+        f"is in fresh processes. Target: two runs' ratios differ by at most {TARGET:.0%}.",
+        "",
         "| machine | run | ratio of wall time (quartiles) | of processor time | wall time, ms | contended |",
         "|---|---|---|---|---|---|",
     ]
     for pair in pairs:
         for number, one in enumerate(pair.runs, 1):
             reasons = "; ".join(one.reasons) if one.contended else "no"
-            lines.append(f"| {pair.condition} | {number} | {one.ratio_to_first:.3f} ({one.ratio_q1:.3f} to "
-                         f"{one.ratio_q3:.3f}) | {one.processor_ratio:.3f} | {one.median_ms:.0f} | {reasons} |")
+            lines.append(
+                f"| {pair.condition} | {number} | {one.ratio_to_first:.3f} ({one.ratio_q1:.3f} to "
+                f"{one.ratio_q3:.3f}) | {one.processor_ratio:.3f} | {one.median_ms:.0f} | {reasons} |"
+            )
     lines += ["", few_rounds(given.rounds), ""] if few_rounds(given.rounds) else [""]
     for pair in pairs:
         met = "met" if pair.difference <= TARGET else "missed"
-        lines.append(f"- {pair.condition}: the two ratios differ by {pair.difference:.1%} (target {met}), those of "
-                     f"processor time by {pair.processor_difference:.1%}.")
+        lines.append(
+            f"- {pair.condition}: the two ratios differ by {pair.difference:.1%} (target {met}), those of "
+            f"processor time by {pair.processor_difference:.1%}."
+        )
     return "\n".join([*lines, ""])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from iris.scan import linear_scan, sequential_scan
+from iris.nn.scan import linear_scan, sequential_scan
 
 
 def indexed_loop(a: Tensor, b: Tensor) -> Tensor:

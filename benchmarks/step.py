@@ -20,22 +20,22 @@ from pathlib import Path
 
 import torch
 
-from eval.process import processor_name
+from eval.speed.process import processor_name
 from iris.data import open_source
-from iris.data.latent_cache import CachedLatents, encode_source
-from iris.flow import interpolate
-from iris.generator import Generator, GeneratorConfig
-from iris.randomness import generator, initialise
-from iris.saved import read_folder
+from iris.diffusion.flow import interpolate
+from iris.model import TextToLatent, read_folder
+from iris.nn.generator import Generator, GeneratorConfig
+from iris.randomness import addressed, initialise
+from iris.stages.data import Latents
+from iris.stages.latent_cache import CachedLatents, encode_source
 from iris.text import Vocabulary, WordEncoder
 from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import Optimisers, OptimiserSettings
-from iris.training.stages.data import Latents
-from iris.training.tasks import FlowTask, TextToLatent
+from iris.training.tasks import FlowTask
 
-BATCH, BLOCK, ROWS = 64, 5, 4096        # rows of a step; steps that are timed together; rows of the data
+BATCH, BLOCK, ROWS = 64, 5, 4096  # rows of a step; steps that are timed together; rows of the data
 CHOSEN = OptimiserSettings("muon", 4e-3)
-TARGET = 1.05                           # of fit / bare, at most
+TARGET = 1.05  # of fit / bare, at most
 NAMES = {"bare": "bare loop", "fit": "`fit`", "reading": "reading a batch"}
 
 
@@ -44,8 +44,18 @@ def make_task(folder: Path) -> FlowTask:
     latent = read_folder(Path(str(files("iris").joinpath("weights/shapes")))).latent
     cache = CachedLatents(encode_source(latent, open_source("shapes", train=ROWS), folder))
     text = WordEncoder(Vocabulary.from_captions(cache.captions, 20), 64, layers=1)
-    config = GeneratorConfig(channels=cache.shape[1], text_width=64, dim=64, heads=4, prelude=2, core=1, coda=2, iterations=4,
-                             ffn_ratio=3.0, mixer="grfm")
+    config = GeneratorConfig(
+        channels=cache.shape[1],
+        text_width=64,
+        dim=64,
+        heads=4,
+        prelude=2,
+        core=1,
+        coda=2,
+        iterations=4,
+        ffn_ratio=3.0,
+        mixer="grfm",
+    )
     module = initialise(TextToLatent(text, Generator(config)), 0)
     captions = text.tokenise(cache.captions)
     return FlowTask(module, Latents(cache), captions, text.tokenise([""])[0], BATCH, 0, 0.1, "none")
@@ -56,7 +66,7 @@ def bare(task: FlowTask) -> float:
     module = copy.deepcopy(task.module).train()
     optimisers = Optimisers(module, CHOSEN)
     clean, captions = task.latents[:BATCH], task.captions[:BATCH]
-    t, noise = task.times.draw(BATCH, generator("time")), torch.randn(clean.shape, generator=generator("noise"))
+    t, noise = task.times.draw(BATCH, addressed("time")), torch.randn(clean.shape, generator=addressed("noise"))
     z, target = interpolate(clean, noise, t), noise - clean
     started = 0.0
     for step in range(2 * BLOCK):
@@ -75,7 +85,7 @@ def looped(task: FlowTask) -> float:
     settings = LoopSettings(3 * BLOCK, CHOSEN, log_every=BLOCK, checkpoint_seconds=1e9)
     with tempfile.TemporaryDirectory() as folder:
         fit(task, settings, Path(folder), lambda row: times.append(time.perf_counter()))
-    return (times[1] - times[0]) / BLOCK        # the third block ends in a checkpoint
+    return (times[1] - times[0]) / BLOCK  # the third block ends in a checkpoint
 
 
 def reading(task: FlowTask) -> float:
@@ -105,20 +115,31 @@ def main() -> None:
 
 def page(seconds: Mapping[str, Sequence[float]]) -> str:
     """What ``main`` writes, of the seconds a step of each round."""
-    ratios, shares = ([one / other for one, other in zip(seconds[name], seconds[to], strict=True)]
-                      for name, to in (("fit", "bare"), ("reading", "fit")))
+    ratios, shares = (
+        [one / other for one, other in zip(seconds[name], seconds[to], strict=True)]
+        for name, to in (("fit", "bare"), ("reading", "fit"))
+    )
     low, middle, high = quartiles(ratios)
     threads, rounds = torch.get_num_threads(), len(ratios)
     verdict = "met" if high <= TARGET else "missed" if low > TARGET else "within the spread of the rounds"
-    return "\n".join([
-        "# A training step", "",
-        f"`uv run python -m benchmarks.step {threads} {rounds}` on {processor_name()}, {threads} thread(s), torch {torch.__version__}. "
-        f"Embedded model, batch {BATCH}, {CHOSEN.name}; latents in float16 on disk. {rounds} rounds of {BLOCK} steps each.", "",
-        "| | median | first quartile | third quartile |", "|---|---|---|---|",
-        *(row(f"{NAMES[name]}, ms a step", [value * 1e3 for value in values]) for name, values in seconds.items()),
-        row("`fit` / bare loop", ratios), row("reading / `fit`", shares), "",
-        f"Target: `fit` at most {TARGET} times the bare loop, {verdict} (median {middle:.3f}, quartiles {low:.3f} to "
-        f"{high:.3f}).", ""])
+    return "\n".join(
+        [
+            "# A training step",
+            "",
+            f"`uv run python -m benchmarks.step {threads} {rounds}` on {processor_name()}, {threads} thread(s), torch {torch.__version__}. "
+            f"Embedded model, batch {BATCH}, {CHOSEN.name}; latents in float16 on disk. {rounds} rounds of {BLOCK} steps each.",
+            "",
+            "| | median | first quartile | third quartile |",
+            "|---|---|---|---|",
+            *(row(f"{NAMES[name]}, ms a step", [value * 1e3 for value in values]) for name, values in seconds.items()),
+            row("`fit` / bare loop", ratios),
+            row("reading / `fit`", shares),
+            "",
+            f"Target: `fit` at most {TARGET} times the bare loop, {verdict} (median {middle:.3f}, quartiles {low:.3f} to "
+            f"{high:.3f}).",
+            "",
+        ]
+    )
 
 
 def row(name: str, values: Sequence[float]) -> str:

@@ -29,7 +29,7 @@ Groups (group=option), and any setting as key=value:"""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch: spinning threads slow each other down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow each other down
     from iris.errors import SettingError
 
     if "--help" in words or "-h" in words:
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from iris.training.progress import Progress
+    from iris.io.progress import Progress
 
     with Progress() as progress:
         progress.say(f"opening {next((word for word in words if word.startswith('model=')), 'nothing')}")
-        from eval.command.run import MeasureFailed, evaluate        # torch and its like: seconds
-        from eval.command.summary import print_summary
+        from eval.report.summary import print_summary
+        from eval.stages.run import MeasureFailed, evaluate  # torch and its like: seconds
 
         try:
             results, folder = evaluate(words, progress)
@@ -68,7 +68,7 @@ def failed(error: Exception, code: int) -> int:
 
 
 def _help() -> int:
-    from eval.command.settings import COMPOSER
+    from eval.settings import COMPOSER
 
     print(HELP)
     for group in COMPOSER.groups:
@@ -79,7 +79,7 @@ def _help() -> int:
 def _show(words: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
-    from eval.command.settings import compose
+    from eval.settings import compose
 
     print(OmegaConf.to_yaml(compose(words)), end="")
     return 0

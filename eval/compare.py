@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eval.comparison import Comparison
-    from eval.latency import SpeedAndMemory
-    from eval.results import Results
-    from iris.training.progress import Progress
+    from eval.report.comparison import Comparison
+    from eval.report.results import Results
+    from eval.speed.latency import SpeedAndMemory
+    from iris.io.progress import Progress
 
 DESCRIPTION = """\
 Paired differences B - A of two results of python -m eval (their folders, or results.json), or of two models, which are
@@ -25,7 +25,7 @@ measured now; settings such as data=shapes or measure.samples=1024 are those of 
   python -m eval.compare eval_results/one eval_results/other
   python -m eval.compare runs/trials/KEY/model iris/weights/shapes measure.samples=512 measure.what=quality,alignment
 """
-ROUNDS, WARMUP = 30, 3      # of --speed
+ROUNDS, WARMUP = 30, 3  # of --speed
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,8 +48,9 @@ def share(text: str) -> float:
 
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="python -m eval.compare", description=DESCRIPTION,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m eval.compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("first", metavar="A", help="results, or a model")
     add("second", metavar="B", help="results, or a model")
@@ -62,14 +63,14 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch: spinning threads slow each other down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow each other down
     parser = make_parser()
     given = parser.parse_intermixed_args(arguments)
     if given.out is not None and given.out.suffix != ".json":
         parser.error(f"argument --out: {given.out} must end in .json")
     from eval.__main__ import failed
-    from eval.command.run import MeasureFailed
-    from eval.workers import WorkerError
+    from eval.speed.workers import WorkerError
+    from eval.stages.run import MeasureFailed
     from iris.errors import SettingError
 
     try:
@@ -85,17 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Read or measure both sides, compare them, print and write the comparison."""
-    from eval.comparison import compare_results
-    from eval.results import read_results
+    from eval.report.comparison import compare_results
+    from eval.report.results import read_results
     from iris.errors import SettingError
-    from iris.training.progress import Progress
+    from iris.io.progress import Progress
 
     there = [is_results(place) for place in (given.first, given.second)]
     if all(there) and given.settings:
         raise SettingError(f"{given.settings[0]}: settings are for models that are measured now; A and B are results")
     with Progress() as progress:
-        a, b = (read_results(place) if found else _measured(place, given.settings, progress)
-                for place, found in zip((given.first, given.second), there, strict=True))
+        a, b = (
+            read_results(place) if found else _measured(place, given.settings, progress)
+            for place, found in zip((given.first, given.second), there, strict=True)
+        )
         found = compare_results(a, b, given.confidence)
         speed = _speed(a, b, progress) if given.speed else None
         print_comparison(a, b, found, speed, progress.console)
@@ -107,14 +110,14 @@ def run(given: argparse.Namespace) -> int:
 
 def is_results(place: str) -> bool:
     """Whether a path holds results; anything else is a model to be measured."""
-    from eval.results import RESULTS
+    from eval.report.results import RESULTS
 
     path = Path(place).expanduser()
     return path.suffix == ".json" or (path / RESULTS).is_file()
 
 
 def _measured(model: str, settings: Sequence[str], progress: Progress) -> Results:
-    from eval.command.run import evaluate
+    from eval.stages.run import evaluate
 
     results, folder = evaluate([f"model={model}", *settings], progress)
     progress.say(f"results of {results.name}: {folder}")
@@ -128,8 +131,8 @@ def _folder(results: Results, place: str) -> str:
 
 def _speed(a: Results, b: Results, progress: Progress) -> dict[str, SpeedAndMemory]:
     """Latency and memory of both models, timed in turn in fresh processes."""
-    from eval.command.evaluation import waiting
-    from eval.latency import measure_models
+    from eval.speed.latency import measure_models
+    from eval.stages.evaluation import waiting
 
     loaders = {"A": loader_of(a), "B": loader_of(b)}
     threads = a.settings["measure.threads"]
@@ -149,32 +152,37 @@ def loader_of(results: Results) -> Any:
     model, settings = results.model, results.settings
     if model["stored_images"] is not None:
         raise SettingError(f"--speed: {model['path']} are stored images; there is no model to time")
-    sample = SampleSettings(**{name.removeprefix("sample."): value for name, value in settings.items()
-                               if name.startswith("sample.")})
+    sample = SampleSettings(
+        **{name.removeprefix("sample."): value for name, value in settings.items() if name.startswith("sample.")}
+    )
     subject = open_subject(model["path"], model["kind"], sample, model["dtype"], model["device"])
     if subject.fingerprint != model["fingerprint"]:
         raise SettingError(f"--speed: the files of {model['path']} have changed since they were measured")
     return subject.loader(next((row["caption"] for row in results.per_image if row["caption"]), subject.example()))
 
 
-def print_comparison(a: Results, b: Results, found: Comparison, speed: dict[str, SpeedAndMemory] | None,
-                     console: Console) -> None:
+def print_comparison(
+    a: Results, b: Results, found: Comparison, speed: dict[str, SpeedAndMemory] | None, console: Console
+) -> None:
     """The differences as a table, what was refused, and how to read it."""
     from rich.text import Text
 
-    from eval.command.summary import print_table
-    from eval.command.tables import Table
-    from eval.comparison import EQUAL, by_chance
+    from eval.report.comparison import EQUAL, by_chance
+    from eval.report.summary import print_table
+    from eval.report.tables import Table
 
     shown = [one for one in found.differences if one.verdict != EQUAL]
     judged = f"/{a.judge['name']}" if a.judge else ""
-    rows = [[one.metric.removesuffix(judged), *difference_cells(one), one.verdict, one.pairing or "none"]
-            for one in shown]
+    rows = [
+        [one.metric.removesuffix(judged), *difference_cells(one), one.verdict, one.pairing or "none"] for one in shown
+    ]
     percent = f"{100 * found.confidence:g} %"
     judge = f"Judge: {a.judge['name']}. " if a.judge else ""
-    note = (f"A: {a.name} ({a.model['path']}). B: {b.name} ({b.model['path']}). {judge}Pairs have the same prompt"
-            f"{' and noise' if found.same_noise else ''}. Were A and B one model, about "
-            f"{by_chance(shown, found.confidence):.1f} of the intervals would leave out 0.")
+    note = (
+        f"A: {a.name} ({a.model['path']}). B: {b.name} ({b.model['path']}). {judge}Pairs have the same prompt"
+        f"{' and noise' if found.same_noise else ''}. Were A and B one model, about "
+        f"{by_chance(shown, found.confidence):.1f} of the intervals would leave out 0."
+    )
     head = ["metric", "A", "B", "B - A", f"{percent} interval", "verdict", "pairs"]
     print_table(Table("B - A", head, rows, note), console)
     equal = [one.metric for one in found.differences if one.verdict == EQUAL]
@@ -188,8 +196,8 @@ def print_comparison(a: Results, b: Results, found: Comparison, speed: dict[str,
 
 def difference_cells(one: Any) -> list[str]:
     """A, B, B - A and the interval, to the digits that it allows."""
-    from eval.command.tables import digits_of
-    from eval.results import Number
+    from eval.report.results import Number
+    from eval.report.tables import digits_of
 
     digits = digits_of(Number(one.value, "", "", one.low, one.high, one.standard_error, None, "", one.n))
     ends = "–" if one.low is None else f"[{one.low:+,.{digits}f}, {one.high:+,.{digits}f}]"
@@ -199,26 +207,47 @@ def difference_cells(one: Any) -> list[str]:
 def speed_line(speed: dict[str, SpeedAndMemory]) -> str:
     """The ratio of the latencies in words."""
     one, first = speed["B"].latency, speed["A"].latency
-    text = (f"latency of one image, B / A: {one.ratio_to_first:.3f} (quartiles {one.ratio_q1:.3f} to "
-            f"{one.ratio_q3:.3f} of {one.n} rounds in turn); A {first.median_ms:.1f} ms, B {one.median_ms:.1f} ms on "
-            f"{one.threads} thread(s)")
+    text = (
+        f"latency of one image, B / A: {one.ratio_to_first:.3f} (quartiles {one.ratio_q1:.3f} to "
+        f"{one.ratio_q3:.3f} of {one.n} rounds in turn); A {first.median_ms:.1f} ms, B {one.median_ms:.1f} ms on "
+        f"{one.threads} thread(s)"
+    )
     reasons = dict.fromkeys((*first.reasons, *one.reasons))
     return f"{text}; contended: {', '.join(reasons)}" if reasons else text
 
 
-def write_comparison(out: Path, a: Results, b: Results, found: Comparison,
-                     speed: dict[str, SpeedAndMemory] | None) -> None:
+def write_comparison(
+    out: Path, a: Results, b: Results, found: Comparison, speed: dict[str, SpeedAndMemory] | None
+) -> None:
     """Everything as JSON."""
-    from iris.training.files import write_json
+    from iris.io.files import write_json
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    sides = {side: {"name": one.name, "model": one.model, "judge": one.judge.get("name"),
-                    "judge_sha256": one.judge.get("sha256"), "data": one.data, "hardware": one.hardware,
-                    "command": one.command} for side, one in (("A", a), ("B", b))}
+    sides = {
+        side: {
+            "name": one.name,
+            "model": one.model,
+            "judge": one.judge.get("name"),
+            "judge_sha256": one.judge.get("sha256"),
+            "data": one.data,
+            "hardware": one.hardware,
+            "command": one.command,
+        }
+        for side, one in (("A", a), ("B", b))
+    }
     timed = None if speed is None else {side: asdict(one) for side, one in speed.items()}
-    write_json(out, {"format": 1, **sides, "confidence": found.confidence, "same_noise": found.same_noise,
-                     "refused": found.refused, "speed": timed,
-                     "differences": {one.metric: asdict(one) for one in found.differences}})
+    write_json(
+        out,
+        {
+            "format": 1,
+            **sides,
+            "confidence": found.confidence,
+            "same_noise": found.same_noise,
+            "refused": found.refused,
+            "speed": timed,
+            "differences": {one.metric: asdict(one) for one in found.differences},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from eval.caps import CapResult, proven
+from eval.speed.caps import CapResult, proven
 
 Verdict = Literal["pass", "fail", "needs the device", "not measured"]
 
@@ -72,7 +72,7 @@ def check(
     Args:
         metrics: ``weights_mb``, ``activations_mb``, ``nfe``, ``latency_ms``, each of which may be missing or None.
         dtype: what the weights were measured in: float32, float16 or bfloat16.
-        caps: what ``eval.caps.caps_held`` gave for the model in this dtype.
+        caps: what ``eval.speed.caps.caps_held`` gave for the model in this dtype.
 
     Raises:
         ValueError: another dtype.
@@ -83,7 +83,7 @@ def check(
     wanted = targets()
     results = [_memory(total, parts, wanted["memory_mb"], () if dtype == "float32" else caps)]
     results += [_ram(total, gigabytes, caps) for gigabytes in wanted["ram_gb"]]
-    return results + [_nfe(metrics.get("nfe"), wanted["nfe"]), _latency(metrics.get("latency_ms"))]
+    return [*results, _nfe(metrics.get("nfe"), wanted["nfe"]), _latency(metrics.get("latency_ms"))]
 
 
 def _total_mb(metrics: Mapping[str, float | None], dtype: str) -> tuple[float | None, str]:
@@ -143,5 +143,10 @@ def _nfe(nfe: float | None, limit: int) -> TargetResult:
 
 def _latency(latency_ms: float | None) -> TargetResult:
     measured = "-" if latency_ms is None else f"{latency_ms:.1f} ms on this machine"
-    return TargetResult("latency", "on a phone", measured, "needs the device",
-                        "times on this machine give ratios between models, not seconds on a phone")
+    return TargetResult(
+        "latency",
+        "on a phone",
+        measured,
+        "needs the device",
+        "times on this machine give ratios between models, not seconds on a phone",
+    )

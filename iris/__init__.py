@@ -11,23 +11,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iris.ledger import memory_ledger
+    from eval.models.ledger import memory_ledger
+    from iris.diffusion.sampling import SamplingSettings
     from iris.pipeline import IrisPipeline
     from iris.presets import IrisModel, create_iris_base, create_iris_small, create_iris_tiny
-    from iris.sampling import SamplingSettings
 
 _PLACES = {
     "IrisModel": "iris.presets",
     "IrisPipeline": "iris.pipeline",
-    "SamplingSettings": "iris.sampling",
+    "SamplingSettings": "iris.diffusion.sampling",
     "create_iris_base": "iris.presets",
     "create_iris_small": "iris.presets",
     "create_iris_tiny": "iris.presets",
-    "memory_ledger": "iris.ledger",
+    "memory_ledger": "eval.models.ledger",
 }
 
 __all__ = [
-    "IrisModel", "IrisPipeline", "SamplingSettings", "create_iris_base", "create_iris_small", "create_iris_tiny",
+    "IrisModel",
+    "IrisPipeline",
+    "SamplingSettings",
+    "create_iris_base",
+    "create_iris_small",
+    "create_iris_tiny",
     "memory_ledger",
 ]
 

@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from iris.pipeline import IrisPipeline
 
-SHIPPED = "weights/shapes"      # in this package: a small model of captioned shapes
+SHIPPED = "weights/shapes"  # in this package: a small model of captioned shapes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SAMPLERS = ("euler", "heun", "midpoint", "stochastic")      # iris.flow's; to read them there would import torch
-GAP = 2                         # pixels between the images of a grid
+SAMPLERS = ("euler", "heun", "midpoint", "stochastic")  # iris.diffusion.flow's; to read them there would import torch
+GAP = 2  # pixels between the images of a grid
 
 Number = TypeVar("Number", int, float)
 
@@ -81,7 +81,8 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m iris",
-        description="Make images of captions. Several images become one grid; with --count, a row a prompt.")
+        description="Make images of captions. Several images become one grid; with --count, a row a prompt.",
+    )
     add = parser.add_argument
     add("prompt", nargs="+", help="what to show")
     add("--out", type=out_file, default=Path("out.png"), help="the file to write (default: %(default)s)")
@@ -96,8 +97,11 @@ def make_parser() -> Parser:
     add("--size", type=size, help="pixels, or WIDTHxHEIGHT (default: as trained)")
     add("--image", type=picture, metavar="FILE", help="a picture to change")
     add("--mask", type=picture, metavar="FILE", help="with --image: white where to repaint")
-    add("--strength", type=at_least(float, 0.0, 1.0),
-        help="with --image: 0 keeps it, 1 ignores it (default: 0.6; 1 with --mask)")
+    add(
+        "--strength",
+        type=at_least(float, 0.0, 1.0),
+        help="with --image: 0 keeps it, 1 ignores it (default: 0.6; 1 with --mask)",
+    )
     return parser
 
 
@@ -116,9 +120,19 @@ def main(arguments: list[str] | None = None) -> None:
         height, width = sides(parser, pipeline, given.size)
         started = time.perf_counter()
         images = pipeline(
-            given.prompt, given.steps, given.iterations, given.guidance, negative_prompt=given.negative,
-            sampler=given.sampler, seed=given.seed, num_images_per_prompt=given.count, height=height, width=width,
-            image=given.image, mask_image=given.mask, strength=given.strength,
+            given.prompt,
+            given.steps,
+            given.iterations,
+            given.guidance,
+            negative_prompt=given.negative,
+            sampler=given.sampler,
+            seed=given.seed,
+            num_images_per_prompt=given.count,
+            height=height,
+            width=width,
+            image=given.image,
+            mask_image=given.mask,
+            strength=given.strength,
         ).images
         seconds = time.perf_counter() - started
     except SettingError as error:
@@ -126,15 +140,19 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error) and not isinstance(error, MemoryError):
             raise
-        parser.error(f"argument --size or --count: {len(given.prompt) * given.count} images of {width}x{height} pixels "
-                     "at once need more memory than there is")
+        parser.error(
+            f"argument --size or --count: {len(given.prompt) * given.count} images of {width}x{height} pixels "
+            "at once need more memory than there is"
+        )
     try:
         grid(images, given.count).save(given.out)
     except OSError as error:
         parser.error(f"argument --out: {given.out} cannot be written: {error.strerror or error}")
     iterations = given.iterations or pipeline.model.generator.config.iterations
-    print(f"{given.out}: {len(images)} image{'s' if len(images) > 1 else ''} of {width}x{height} pixels, {given.steps} "
-          f"steps of {iterations} iterations, guidance {given.guidance:g}, seed {given.seed}, in {seconds:.2f} s")
+    print(
+        f"{given.out}: {len(images)} image{'s' if len(images) > 1 else ''} of {width}x{height} pixels, {given.steps} "
+        f"steps of {iterations} iterations, guidance {given.guidance:g}, seed {given.seed}, in {seconds:.2f} s"
+    )
 
 
 def load(parser: Parser, name: str | None) -> IrisPipeline:

@@ -14,18 +14,18 @@ from huggingface_hub.repocard import ModelCard
 from PIL import Image
 from torch import Tensor
 
-from iris.editing import Picture, invert, read_images, read_mask
+from iris.diffusion.editing import Picture, invert, read_images, read_mask
+from iris.diffusion.flow import integrate, time_grid
+from iris.diffusion.sampling import GuidedVelocity, Noise, SamplingSettings, addressed_noise, drawn_noise, working_dtype
 from iris.errors import SettingError, require_choice
-from iris.flow import integrate, time_grid
-from iris.hub import fetch, is_hub_name
+from iris.io.hub import fetch, is_hub_name
+from iris.io.pixels import to_pixels
 from iris.latents import Latent
-from iris.sampling import GuidedVelocity, Noise, SamplingSettings, addressed_noise, drawn_noise, working_dtype
-from iris.saved import CARD, Parts, read_folder, write_folder
-from iris.text import TextCondition
-from iris.training.tasks import TextToLatent
+from iris.model import CARD, Parts, TextToLatent, read_folder, write_folder
+from iris.nn.condition import TextCondition
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-STRENGTH = 0.6      # of image-to-image, as in diffusers' pipeline of SD3
+STRENGTH = 0.6  # of image-to-image, as in diffusers' pipeline of SD3
 
 # Called with the pipeline, the step, its time and {"latents": …}; may return the latents to go on with in such a dict.
 StepCallback = Callable[["IrisPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -38,7 +38,11 @@ class IrisOutput(NamedTuple):
 
 
 class IrisPipeline(
-    ModelHubMixin, library_name="iris", license="apache-2.0", pipeline_tag="text-to-image", tags=["iris"],
+    ModelHubMixin,
+    library_name="iris",
+    license="apache-2.0",
+    pipeline_tag="text-to-image",
+    tags=["iris"],
     model_card_template=CARD,
 ):
     """A trained model ready to make images.
@@ -108,12 +112,12 @@ class IrisPipeline(
 
         Args:
             prompt: one caption or several.
-            num_inference_steps, sampler, shift: of ``iris.flow``. All steps are taken, whatever the strength.
+            num_inference_steps, sampler, shift: of ``iris.diffusion.flow``. All steps are taken, whatever the strength.
             num_iterations: passes through the core (None: as trained).
-            guidance_scale, guidance_start, guidance_end, guidance_rescale: of ``iris.guidance.Guidance``.
+            guidance_scale, guidance_start, guidance_end, guidance_rescale: of ``iris.diffusion.guidance.Guidance``.
             negative_prompt: what guidance leads away from instead of the empty caption.
             num_images_per_prompt: images of each prompt, one after another.
-            image: picture to start from (``iris.editing.read_images`` says in which forms): image-to-image.
+            image: picture to start from (``iris.diffusion.editing.read_images`` says in which forms): image-to-image.
             mask_image: with ``image``, white where to repaint: inpainting.
             strength: how far ``image`` is noised: 0 returns it as the latent reconstructs it, 1 ignores what is
                 repainted. None: 0.6, and 1 with a mask.
@@ -128,11 +132,20 @@ class IrisPipeline(
             SettingError: an argument that cannot be used, named.
         """
         require_choice("output_type", output_type, OUTPUT_TYPES)
-        settings = SamplingSettings(num_inference_steps, sampler, guidance_scale, shift, num_iterations, guidance_start,
-                                    guidance_end, guidance_rescale)
+        settings = SamplingSettings(
+            num_inference_steps,
+            sampler,
+            guidance_scale,
+            shift,
+            num_iterations,
+            guidance_start,
+            guidance_end,
+            guidance_rescale,
+        )
         prompts = _texts("prompt", prompt, None, num_images_per_prompt)
-        against = _texts("negative_prompt", negative_prompt or "", len(prompts) // num_images_per_prompt,
-                         num_images_per_prompt)
+        against = _texts(
+            "negative_prompt", negative_prompt or "", len(prompts) // num_images_per_prompt, num_images_per_prompt
+        )
         height, width = self._sides(height, width)
         picture = self._picture(image, mask_image, strength, len(prompts), num_images_per_prompt, height, width)
         source = addressed_noise(seed) if generator is None else drawn_noise(generator)
@@ -142,9 +155,19 @@ class IrisPipeline(
 
     @torch.no_grad()
     def edit(
-        self, image: Any, source_prompt: str, target_prompt: str, num_inference_steps: int = 8,
-        num_iterations: int | None = None, guidance_scale: float = 3.0, *, sampler: str = "midpoint",
-        shift: float = 1.0, height: int | None = None, width: int | None = None, **options: Any,
+        self,
+        image: Any,
+        source_prompt: str,
+        target_prompt: str,
+        num_inference_steps: int = 8,
+        num_iterations: int | None = None,
+        guidance_scale: float = 3.0,
+        *,
+        sampler: str = "midpoint",
+        shift: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        **options: Any,
     ) -> IrisOutput:
         """``image`` as ``target_prompt`` would have had it, from the noise that ``source_prompt`` makes it of.
 
@@ -160,8 +183,18 @@ class IrisPipeline(
         clean = self._encode(read_images(image, height, width))
         text, _ = self._condition([source_prompt] * len(clean), [], settings)
         latents = invert(GuidedVelocity(self.model.generator, text, iterations=num_iterations), clean, settings)
-        return self([target_prompt] * len(latents), num_inference_steps, num_iterations, guidance_scale,
-                    sampler=sampler, shift=shift, height=height, width=width, latents=latents, **options)
+        return self(
+            [target_prompt] * len(latents),
+            num_inference_steps,
+            num_iterations,
+            guidance_scale,
+            sampler=sampler,
+            shift=shift,
+            height=height,
+            width=width,
+            latents=latents,
+            **options,
+        )
 
     @torch.inference_mode()
     def generate(
@@ -181,8 +214,14 @@ class IrisPipeline(
         return torch.cat(parts)
 
     def _sample(
-        self, prompts: Sequence[str], against: Sequence[str], noise: Tensor, settings: SamplingSettings, source: Noise,
-        picture: Picture | None = None, callback: StepCallback | None = None,
+        self,
+        prompts: Sequence[str],
+        against: Sequence[str],
+        noise: Tensor,
+        settings: SamplingSettings,
+        source: Noise,
+        picture: Picture | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """Standardised latents [N, C, h, w] of ``prompts`` from unit ``noise``."""
         strength = 1.0 if picture is None else picture.strength
@@ -208,7 +247,7 @@ class IrisPipeline(
         guided = settings.guide.scale != 1
         encoder, count = self.model.text, len(prompts)
         numbers = encoder.tokenise([*prompts, *against] if guided else list(prompts)).to(self.device)
-        if encoder.frozen:      # a large one: each caption once
+        if encoder.frozen:  # a large one: each caption once
             numbers, row = numbers.unique(dim=0, return_inverse=True)
             text = TextCondition(*(part[row] for part in encoder(numbers)))
         else:
@@ -296,8 +335,10 @@ class IrisPipeline(
         """
         local = self.parts.folders
         if "latent.source" in local:
-            raise SettingError(f"latent.source={local['latent.source']} is a folder of this machine; push its "
-                               "autoencoder and give its hub name")
+            raise SettingError(
+                f"latent.source={local['latent.source']} is a folder of this machine; push its "
+                "autoencoder and give its hub name"
+            )
         hub["model_card_kwargs"] = {"name": repo_id} | (hub.get("model_card_kwargs") or {})
         with self._copying_text(include_text_encoder or "model.text_source" in local):
             return super().push_to_hub(repo_id, **hub)
@@ -316,14 +357,20 @@ class IrisPipeline(
         write_folder(save_directory, self.parts, self._copies_text)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card, from ``iris.saved.CARD``."""
+        """The model card, from ``iris.model.CARD``."""
         return super().generate_model_card(*args, **self.parts.facts() | kwargs)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | None = None,
-        force_download: bool = False, token: str | bool | None = None, cache_dir: str | Path | None = None,
-        local_files_only: bool = False, revision: str | None = None,
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
     ) -> IrisPipeline:
         """A pipeline from a folder that ``save_pretrained`` or a trial wrote, or from a name on the Hugging Face hub.
 
@@ -334,15 +381,16 @@ class IrisPipeline(
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and is_hub_name(pretrained_model_name_or_path):
-            folder = fetch(pretrained_model_name_or_path, force_download=force_download, token=token,
-                           cache_dir=cache_dir, local_files_only=local_files_only, revision=revision)
+            folder = fetch(
+                pretrained_model_name_or_path,
+                force_download=force_download,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                revision=revision,
+            )
         pipeline = cls(*read_folder(folder))
         return pipeline if torch_dtype is None else pipeline.to(dtype=torch_dtype)
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Float images [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
-    return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _texts(name: str, given: str | Sequence[str], count: int | None, each: int) -> list[str]:
@@ -367,7 +415,7 @@ def _one_for_each(name: str, pictures: Tensor, count: int, each: int) -> Tensor:
 
 
 def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that makes images with a saved model; see ``iris.measuring.load_for_measuring``, which needs this file."""
-    from iris.measuring import load_for_measuring as load
+    """A function that makes images with a saved model; see ``eval.models.loading.load_for_measuring``, which needs this file."""
+    from eval.models.loading import load_for_measuring as load
 
     return load(given)

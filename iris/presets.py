@@ -12,26 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iris.depth import Depth
+from iris.diffusion.flow import integrate, time_grid
+from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise, drawn_noise, working_dtype
 from iris.errors import SettingError, require_choice
-from iris.flow import integrate, time_grid
-from iris.generator import Generator, GeneratorConfig
 from iris.latents import build_latent
-from iris.mixers import MixerOptions
+from iris.model import TextToLatent
+from iris.nn.condition import TextCondition
+from iris.nn.depth import Depth
+from iris.nn.generator import Generator, GeneratorConfig
+from iris.nn.mixers import MixerOptions
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
-from iris.sampling import GuidedVelocity, SamplingSettings, addressed_noise, drawn_noise, working_dtype
-from iris.text import TextCondition, TextEncoder
-from iris.training.tasks import TextToLatent
+from iris.text import TextEncoder
 
 SIZE = 256
-TEXT_WIDTH, TEXT_LENGTH = 768, 77       # CLIP ViT-L/14
+TEXT_WIDTH, TEXT_LENGTH = 768, 77  # CLIP ViT-L/14
 LATENT = "wavelet_vae"
 # 256x256x3 -> 16x16x16, 48 times fewer numbers. The phone decoder is as wide as the encoder here, 128 at most.
 LATENT_OPTIONS = {"levels": 1, "stages": 3, "channels": 16, "width": 128, "blocks": 2, "decoder": "phone"}
 FAMILY: dict[str, Any] = {
-    "channels": LATENT_OPTIONS["channels"], "text_width": TEXT_WIDTH, "prelude": 2, "coda": 2, "iterations": 4,
-    "ffn_ratio": 3.75, "mixer": "grfm",
+    "channels": LATENT_OPTIONS["channels"],
+    "text_width": TEXT_WIDTH,
+    "prelude": 2,
+    "coda": 2,
+    "iterations": 4,
+    "ffn_ratio": 3.75,
+    "mixer": "grfm",
 }
 SHAPES = {
     "tiny": {"dim": 320, "heads": 5, "core": 4},
@@ -39,7 +45,7 @@ SHAPES = {
     "base": {"dim": 768, "heads": 12, "core": 6},
 }
 
-OTHERS = ("latent", "latent_options", "size")       # what of a preset may be changed beside the generator
+OTHERS = ("latent", "latent_options", "size")  # what of a preset may be changed beside the generator
 
 
 class IrisModel(nn.Module):
@@ -50,7 +56,10 @@ class IrisModel(nn.Module):
     """
 
     def __init__(
-        self, config: GeneratorConfig, latent: str = LATENT, latent_options: dict[str, Any] = LATENT_OPTIONS,
+        self,
+        config: GeneratorConfig,
+        latent: str = LATENT,
+        latent_options: dict[str, Any] = LATENT_OPTIONS,
         size: int = SIZE,
     ) -> None:
         super().__init__()
@@ -63,9 +72,19 @@ class IrisModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, text_tokens: Tensor, num_steps: int = 4, num_iterations: int | None = None, guidance_scale: float = 1.0,
-        *, pooled: Tensor | None = None, null_tokens: Tensor | None = None, null_pooled: Tensor | None = None,
-        height: int | None = None, width: int | None = None, sampler: str = "euler", seed: int = 0,
+        self,
+        text_tokens: Tensor,
+        num_steps: int = 4,
+        num_iterations: int | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        pooled: Tensor | None = None,
+        null_tokens: Tensor | None = None,
+        null_pooled: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        sampler: str = "euler",
+        seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Images [B, 3, height, width] in [-1, 1], in the latent's precision, for encoded captions.

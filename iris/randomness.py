@@ -19,14 +19,14 @@ def seed_of(*address: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def generator(*address: object) -> torch.Generator:
+def addressed(*address: object) -> torch.Generator:
     """A CPU generator for one address; CPU so that the numbers do not depend on the device that uses them."""
     return torch.Generator().manual_seed(seed_of(*address))
 
 
 def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Tensor:
     """Unit Gaussian noise [count, *shape] for images first … first + count - 1, independent of the batch size."""
-    return torch.stack([torch.randn(shape, generator=generator(seed, "sample", first + i)) for i in range(count)])
+    return torch.stack([torch.randn(shape, generator=addressed(seed, "sample", first + i)) for i in range(count)])
 
 
 def initialise(module: nn.Module, seed: int) -> nn.Module:

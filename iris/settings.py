@@ -46,9 +46,7 @@ def build(kind: type, values: dict[str, Any], where: str = "") -> Any:
     missing = [name for name in fields if name not in values]
     if missing:
         raise SettingError(f"{where}{missing[0]} is missing")
-    made = {
-        name: _value(f"{where}{name}", hints[name], values[name], fields[name].metadata) for name in fields
-    }
+    made = {name: _value(f"{where}{name}", hints[name], values[name], fields[name].metadata) for name in fields}
     return kind(**made)
 
 
@@ -59,7 +57,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """" (did you mean …?)" when a known word is close, else nothing."""
+    """ " (did you mean …?)" when a known word is close, else nothing."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -69,7 +67,7 @@ def _value(name: str, hint: Any, value: Any, bounds: Any) -> Any:
         if not isinstance(value, dict):
             raise SettingError(f"{name}={value!r} must be a group of settings")
         return build(hint, value, f"{name}.")
-    if typing.get_origin(hint) is tuple:        # of what, its own dataclass checks
+    if typing.get_origin(hint) is tuple:  # of what, its own dataclass checks
         return tuple(value) if isinstance(value, list) else value
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is Union
     options = typing.get_args(hint) if union else (hint,)
@@ -161,8 +159,10 @@ class Composer:
         for override in overrides:
             self._check(override)
         try:
-            return self._with_maps(self._compose([word for word in overrides if not _is_map(word)]),
-                                   [word for word in overrides if _is_map(word)])
+            return self._with_maps(
+                self._compose([word for word in overrides if not _is_map(word)]),
+                [word for word in overrides if _is_map(word)],
+            )
         except (HydraException, OmegaConfBaseException) as error:
             raise SettingError(self._explain(error, overrides)) from error
 
@@ -208,8 +208,10 @@ class Composer:
             return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
         key = unknown.group(1)
         values = OmegaConf.to_container(self._compose([]), resolve=False)
-        if (named := re.match(r"(\w+)\.(\w+)\.(.+\..+)", key)) and isinstance(values.get(named[1], {}).get(named[2]), dict):
-            whole = f"{named[1]}.{named[2]}"        # its own keys have dots, such as those of grid.axes
+        if (named := re.match(r"(\w+)\.(\w+)\.(.+\..+)", key)) and isinstance(
+            values.get(named[1], {}).get(named[2]), dict
+        ):
+            whole = f"{named[1]}.{named[2]}"  # its own keys have dots, such as those of grid.axes
             return f"{key} is not a setting by itself; allowed: {whole} as a whole, such as '{whole}={{{named[3]}: …}}'"
         known, parent = flatten(values), key.rpartition(".")[0]
         near = sorted({k for k in known if k.rpartition(".")[0] == parent} or {k.split(".")[0] for k in known})

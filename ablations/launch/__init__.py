@@ -17,18 +17,28 @@ from typing import TYPE_CHECKING, Protocol
 from ablations.launch.job import Job, forget_error
 
 if TYPE_CHECKING:
-    from ablations.settings import Launcher
+    from ablations.question.settings import Launcher
 
-__all__ = ["Backend", "Job", "JobRun", "deaf_to_interrupts", "environment", "make_backend", "processes_of", "run_jobs",
-           "thread_environment", "threads_of"]
+__all__ = [
+    "Backend",
+    "Job",
+    "JobRun",
+    "deaf_to_interrupts",
+    "environment",
+    "make_backend",
+    "processes_of",
+    "run_jobs",
+    "thread_environment",
+    "threads_of",
+]
 
-CLUSTER_THREADS = 4         # of a trial on Slurm, whose nodes are not this machine
+CLUSTER_THREADS = 4  # of a trial on Slurm, whose nodes are not this machine
 
 
 class Backend(Protocol):
     """A place where jobs run."""
 
-    poll_seconds: float         # between two looks
+    poll_seconds: float  # between two looks
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Make sure that each job is under way or queued, here or by whoever came before."""
@@ -86,8 +96,13 @@ class JobRun:
         ended: called with the job and None, or what went wrong: {"cause", "message", "traceback", "log"}.
     """
 
-    def __init__(self, jobs: Sequence[Job], backend: Backend, started: Callable[[Job], None],
-                 ended: Callable[[Job, dict[str, str] | None], None]) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        backend: Backend,
+        started: Callable[[Job], None],
+        ended: Callable[[Job, dict[str, str] | None], None],
+    ) -> None:
         self.backend, self.started, self.ended = backend, started, ended
         self.waiting = {job.key: job for job in jobs}
         self._told: set[str] = set()
@@ -103,10 +118,10 @@ class JobRun:
         errors = self.backend.ended(self.waiting)
         for key, job in list(self.waiting.items()):
             if job.succeeded or key in errors:
-                if key not in self._told:       # quicker than two looks
+                if key not in self._told:  # quicker than two looks
                     self.started(job)
                 self.ended(job, None if job.succeeded else errors[key])
-                del self.waiting[key]           # after it: an interrupt must not lose the news
+                del self.waiting[key]  # after it: an interrupt must not lose the news
 
 
 def run_jobs(run: JobRun, tick: Callable[[], None]) -> None:
@@ -123,8 +138,12 @@ def thread_environment(threads: int) -> dict[str, str]:
 
     Waiting threads sleep instead of spinning: with spinning, two threads under contention are slower than one.
     """
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
-            "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 @contextlib.contextmanager
@@ -132,7 +151,7 @@ def deaf_to_interrupts() -> Iterator[None]:
     """Ctrl-C, which a terminal sends to the driver's whole process group, is ignored by this process and what it starts."""
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:                                          # not in the main thread
+    except ValueError:  # not in the main thread
         yield
         return
     try:

@@ -24,7 +24,7 @@ def heartbeat(folder: Path, every: float = BEAT_SECONDS) -> Iterator[None]:
         count = 0
         while not over.is_set():
             count += 1
-            with contextlib.suppress(OSError):          # a full disk must not end the job that frees it
+            with contextlib.suppress(OSError):  # a full disk must not end the job that frees it
                 (folder / ALIVE).write_text(f"{socket.gethostname()} {os.getpid()} {count}\n")
             over.wait(every)
 

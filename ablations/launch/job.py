@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.progress import read_json
-from iris.training.files import write_json
+from iris.io.files import read_json, write_json
 
 RESULT, ERROR = "result.json", "error.json"
-PROBE_BYTES = 1 << 16           # what a disk must take to count as one that can be written
+PROBE_BYTES = 1 << 16  # what a disk must take to count as one that can be written
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,20 @@ def write_error(folder: Path, cause: str, message: str, traceback: str = "", log
     """Say that a job failed, where it could not say so itself; what it said itself stays."""
     if not (folder / ERROR).exists() and not (folder / RESULT).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / ERROR, {"cause": cause, "kind": cause, "message": message, "traceback": traceback, "log": log})
+        write_json(
+            folder / ERROR, {"cause": cause, "kind": cause, "message": message, "traceback": traceback, "log": log}
+        )
 
 
 def needs_failed(job: Job) -> dict[str, str]:
     """The error of a job whose shared work failed: that work's own."""
     found = next(filter(None, (read_json(place / ERROR) for place in job.needs)), {})
-    return {"cause": str(found.get("cause", "error")), "message": f"shared work failed: {found.get('message', '')}",
-            "traceback": str(found.get("traceback", "")), "log": str(found.get("log", ""))}
+    return {
+        "cause": str(found.get("cause", "error")),
+        "message": f"shared work failed: {found.get('message', '')}",
+        "traceback": str(found.get("traceback", "")),
+        "log": str(found.get("log", "")),
+    }
 
 
 def failure(job: Job, cause: str, message: str, log: str) -> dict[str, str]:

@@ -20,17 +20,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ablations.digests import digest
 from ablations.launch.job import Job, failure, needs_failed, no_room, tail, write_error
-from ablations.progress import read_json
-from iris.training.files import write_json
+from iris.io.files import read_json, write_json
+from iris.io.hashing import digest
 
 if TYPE_CHECKING:
-    from ablations.settings import Launcher
+    from ablations.question.settings import Launcher
 
-YEAR = 60 * 24 * 365            # minutes: a worker ends with its list; time limits are a job's
+YEAR = 60 * 24 * 365  # minutes: a worker ends with its list; time limits are a job's
 HOST = socket.gethostname().partition(".")[0]
-IDLE_STARTS = 3                 # workers of a slot in a row that ended without any job having ended meanwhile
+IDLE_STARTS = 3  # workers of a slot in a row that ended without any job having ended meanwhile
 
 
 def try_lock(path: Path) -> IO[str] | None:
@@ -77,14 +76,22 @@ class Pool:
         self.listing: Path | None = None
         self.listed: dict[str, Any] = {}
         self.workers: dict[int, Any] = {}
-        self.left: dict[int, int] = {}              # slot -> jobs that were open when its worker was started
+        self.left: dict[int, int] = {}  # slot -> jobs that were open when its worker was started
         self.starts = 0
         self.idle: dict[int, int] = {}
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Write the list that workers read, and start them."""
-        listed = [{"key": job.key, "function": f"{job.function.__module__}:{job.function.__name__}", "plan": job.plan,
-                   "folder": str(job.folder), "needs": [str(place) for place in job.needs]} for job in jobs]
+        listed = [
+            {
+                "key": job.key,
+                "function": f"{job.function.__module__}:{job.function.__name__}",
+                "plan": job.plan,
+                "folder": str(job.folder),
+                "needs": [str(place) for place in job.needs],
+            }
+            for job in jobs
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.listing = self.folder / f"{digest([os.getpid(), time.time(), [job.key for job in jobs]])}.json"
         self.listed = {"jobs": listed, "timeout_s": 60 * self.launcher.timeout_min, "logs": str(self.logs)}
@@ -100,14 +107,19 @@ class Pool:
 
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:
         """What went wrong with jobs that ended without a result."""
-        errors = {key: failure(job, "error", "", str(self.logs / f"{key}.log")) for key, job in waiting.items() if job.failed}
+        errors = {
+            key: failure(job, "error", "", str(self.logs / f"{key}.log")) for key, job in waiting.items() if job.failed
+        }
         left = len(waiting) - len(errors)
         if left and not self._fill(left):
             log = next((str(worker.paths.stderr) for worker in self.workers.values()), "")
             full = no_room(self.folder)
             reason = full or f"no worker could be started that finishes a job, {IDLE_STARTS} were tried"
-            errors |= {key: failure(job, "disk" if full else "killed", reason, log) for key, job in waiting.items()
-                       if key not in errors}
+            errors |= {
+                key: failure(job, "disk" if full else "killed", reason, log)
+                for key, job in waiting.items()
+                if key not in errors
+            }
         return errors
 
     def cancel(self) -> None:
@@ -126,7 +138,7 @@ class Pool:
         for slot in range(min(self.launcher.workers, wanted)):
             worker = self.workers.get(slot)
             if is_locked(slot_file(self.folder, slot, ".lock")) or (worker and not worker.done(force_check=True)):
-                alive = True                                    # at work, or importing
+                alive = True  # at work, or importing
                 continue
             if worker is not None:
                 self.idle[slot] = 0 if wanted < self.left[slot] else self.idle.get(slot, 0) + 1
@@ -139,15 +151,16 @@ class Pool:
 
         from ablations.launch import deaf_to_interrupts, environment, thread_environment
 
-        if not self.listing.exists():                           # the first, or a worker thought that all was done
+        if not self.listing.exists():  # the first, or a worker thought that all was done
             write_json(self.listing, self.listed, durable=False)
         self.starts += 1
         # Not "%j": submitit 1.5.4 starts the process that writes to such a folder before it makes it.
         executor = submitit.LocalExecutor(self.logs / f"{self.listing.stem}-{self.starts}", max_num_timeout=0)
         per = self.launcher.gpus_per_trial
         gpus = list(range(slot * per, (slot + 1) * per))
-        executor.update_parameters(timeout_min=YEAR, gpus_per_node=len(gpus), visible_gpus=gpus,
-                                   setup=tuple(self.launcher.setup))
+        executor.update_parameters(
+            timeout_min=YEAR, gpus_per_node=len(gpus), visible_gpus=gpus, setup=tuple(self.launcher.setup)
+        )
         with environment(thread_environment(self.threads)), deaf_to_interrupts():
             return executor.submit(serve, str(self.listing), slot)
 
@@ -155,7 +168,7 @@ class Pool:
 def stop(slots: Iterable[dict[str, Any]]) -> None:
     """End workers and what they compute, which writes a checkpoint first and may have outlived its worker."""
     for slot in slots:
-        for pid in filter(None, (slot.get("pid"), slot.get("child"))):      # the worker first: it is to take no other job
+        for pid in filter(None, (slot.get("pid"), slot.get("child"))):  # the worker first: it is to take no other job
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -163,18 +176,18 @@ def stop(slots: Iterable[dict[str, Any]]) -> None:
 def serve(listing: str, slot: int) -> None:
     """A worker: run the jobs of a list until none is open, one after another, each in a fork of this process."""
     path = Path(listing)
-    for _ in range(20):                                         # a driver that looks holds the lock for a moment
+    for _ in range(20):  # a driver that looks holds the lock for a moment
         lock = try_lock(slot_file(path.parent, slot, ".lock"))
         if lock is not None:
             break
         time.sleep(0.05)
     given = read_json(path)
-    if lock is None or given is None:                           # another worker was quicker, or all is done
+    if lock is None or given is None:  # another worker was quicker, or all is done
         return
     worker = Worker(path, slot, given)
     signal.signal(signal.SIGTERM, worker.terminate)
-    if any(job.function.__module__ == "ablations.jobs" for job in worker.jobs):
-        import ablations.trial  # noqa: F401  paid once: every trial's process has it already
+    if any(job.function.__module__ == "ablations.launch.jobs" for job in worker.jobs):
+        import ablations.trial.trial  # noqa: F401  paid once: every trial's process has it already
     worker.run()
 
 
@@ -183,8 +196,10 @@ class Worker:
 
     def __init__(self, listing: Path, slot: int, given: dict[str, Any]) -> None:
         self.listing, self.path, self.given = listing, slot_file(listing.parent, slot, ".json"), given
-        self.jobs = [Job(j["key"], _function(j["function"]), j["plan"], Path(j["folder"]), tuple(map(Path, j["needs"])))
-                     for j in given["jobs"]]
+        self.jobs = [
+            Job(j["key"], _function(j["function"]), j["plan"], Path(j["folder"]), tuple(map(Path, j["needs"])))
+            for j in given["jobs"]
+        ]
         self.child: int | None = None
         self.stopped = False
 
@@ -206,7 +221,7 @@ class Worker:
                 elif job.needed == "ready":
                     ran |= self._run(job)
             if not ran:
-                time.sleep(0.2)                                 # the others are computed elsewhere, or wait for shared work
+                time.sleep(0.2)  # the others are computed elsewhere, or wait for shared work
         self.listing.unlink(missing_ok=True)
 
     def terminate(self, number: int, frame: object) -> None:
@@ -234,21 +249,29 @@ class Worker:
                 print(f"{job.key}: process {self.child}", flush=True)
             code, late = _wait(self.child, self.given["timeout_s"])
         finally:
-            claim.close()                                       # the child has its own copy of the lock
+            claim.close()  # the child has its own copy of the lock
         self.child = None
         self._say(None)
         if late:
             write_error(job.folder, "timeout", "over launcher.timeout_min", tail(log), str(log))
         elif code < 0 and not self.stopped:
-            write_error(job.folder, "killed", f"ended without a result: killed from outside by "
-                        f"{signal.Signals(-code).name}, perhaps for memory", tail(log), str(log))
+            write_error(
+                job.folder,
+                "killed",
+                f"ended without a result: killed from outside by {signal.Signals(-code).name}, perhaps for memory",
+                tail(log),
+                str(log),
+            )
         elif code != 0 and not self.stopped:
             write_error(job.folder, "error", f"exit status {code} without an error", tail(log), str(log))
         return True
 
     def _say(self, key: str | None) -> None:
-        write_json(self.path, {"pid": os.getpid(), "listing": str(self.listing), "job": key, "child": self.child},
-                   durable=False)
+        write_json(
+            self.path,
+            {"pid": os.getpid(), "listing": str(self.listing), "job": key, "child": self.child},
+            durable=False,
+        )
 
 
 def _function(name: str) -> Any:
@@ -263,7 +286,7 @@ def _in_child(job: Job, log: Path) -> None:
     code = 1
     try:
         code = _code_of(job, log)
-    except BaseException:       # a full disk takes neither a log nor error.json; the worker must not go on twice
+    except BaseException:  # a full disk takes neither a log nor error.json; the worker must not go on twice
         pass
     finally:
         os._exit(code)

@@ -24,28 +24,44 @@ from submitit.helpers import DelayedSubmission
 
 from ablations.launch.heartbeat import Listener, heartbeat
 from ablations.launch.job import Job, failure, needs_failed, no_room, tail
-from ablations.progress import read_json
-from ablations.trial_state import state_of
+from ablations.launch.trial_state import state_of
 from iris.errors import SettingError
-from iris.training.files import write_json
+from iris.io.files import read_json, write_json
 
-if TYPE_CHECKING:       # it knows the model, and with it torch, which a job imports only if it needs it
-    from ablations.settings import Launcher
+if TYPE_CHECKING:  # it knows the model, and with it torch, which a job imports only if it needs it
+    from ablations.question.settings import Launcher
 
-RECORD = "job.json"             # {"id", "log", "time", "user"} of the job that was last submitted for a folder
-SETTLE_SECONDS = 15.0           # from a job's end to its files being seen on every node
-SILENT_SECONDS = 600.0          # without squeue, a job whose heart has not beaten this long is dead
+RECORD = "job.json"  # {"id", "log", "time", "user"} of the job that was last submitted for a folder
+SETTLE_SECONDS = 15.0  # from a job's end to its files being seen on every node
+SILENT_SECONDS = 600.0  # without squeue, a job whose heart has not beaten this long is dead
 ASK_SECONDS = 2.0
 ASK_AGAIN = (1.0, 2.0, 4.0, 8.0)  # seconds between tries before anything is submitted
-ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STOPPED",
-         "SUSPENDED", "SPECIAL_EXIT")
+ALIVE = (
+    "PENDING",
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "SIGNALING",
+    "STOPPED",
+    "SUSPENDED",
+    "SPECIAL_EXIT",
+)
 # submitit handles USR2, once it is imported; before, the signal would end a job that Slurm means to queue again.
 DEAF = """sh -c 'trap "" USR2; exec "$@"' sh """
 # What Slurm writes to a job's log when it ends it, and our word for it.
-ENDINGS = {"timeout": ("DUE TO TIME LIMIT", "timed-out"), "oom": ("exceeded memory limit", "oom_kill", "oom-kill", "Out Of Memory"),
-           "killed": ("DUE TO NODE FAILURE", "CANCELLED AT", "Killed")}
-MESSAGES = {"timeout": "over launcher.timeout_min, {requeues} requeues included", "oom": "over launcher.memory_gb",
-            "killed": "ended without a result: cancelled or killed from outside"}
+ENDINGS = {
+    "timeout": ("DUE TO TIME LIMIT", "timed-out"),
+    "oom": ("exceeded memory limit", "oom_kill", "oom-kill", "Out Of Memory"),
+    "killed": ("DUE TO NODE FAILURE", "CANCELLED AT", "Killed"),
+}
+MESSAGES = {
+    "timeout": "over launcher.timeout_min, {requeues} requeues included",
+    "oom": "over launcher.memory_gb",
+    "killed": "ended without a result: cancelled or killed from outside",
+}
 
 
 class Resumable:
@@ -77,11 +93,11 @@ class Slurm:
 
     def __init__(self, launcher: Launcher, runs: Path, threads: int) -> None:
         self.launcher, self.threads, self.runs, self.logs = launcher, threads, runs, runs / "logs"
-        self.ids: dict[str, str] = {}               # job key -> Slurm id
-        self.paths: dict[str, str] = {}             # job key -> log
-        self.gone: dict[str, float] = {}            # job key -> when squeue first did not list it
+        self.ids: dict[str, str] = {}  # job key -> Slurm id
+        self.paths: dict[str, str] = {}  # job key -> log
+        self.gone: dict[str, float] = {}  # job key -> when squeue first did not list it
         self.listener = Listener()
-        self.users = set[str]()                     # others whose jobs these may be
+        self.users = set[str]()  # others whose jobs these may be
         self._asked, self._listed = -1e9, dict[str, Listed]()
         self._answered = False
 
@@ -90,27 +106,34 @@ class Slurm:
         from ablations.launch import deaf_to_interrupts
 
         self.logs.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.runs / "slurm.lock"):    # two drivers that start at once must not both submit
+        with FileLock(self.runs / "slurm.lock"):  # two drivers that start at once must not both submit
             self.users = {record["user"] for job in jobs if not job.succeeded and (record := _record(job)).get("user")}
             self._ask_first()
             fresh = [job for job in jobs if not job.succeeded and not self._adopt(job)]
             by_folder = {job.folder: job for job in jobs}
             for group in _grouped(fresh):
-                before = [self.ids[by_folder[place].key] for place in group[0].needs
-                          if place in by_folder and by_folder[place].key in self.ids]
+                before = [
+                    self.ids[by_folder[place].key]
+                    for place in group[0].needs
+                    if place in by_folder and by_folder[place].key in self.ids
+                ]
                 for part in _parts(group, self.launcher.array_size):
-                    with deaf_to_interrupts():          # what is submitted must be written down
+                    with deaf_to_interrupts():  # what is submitted must be written down
                         self._submit(part, before)
             self._ask(force=True)
 
     def running(self) -> set[str]:
         """Keys of the jobs that squeue calls running."""
         self._ask()
-        return {key for key, number in self.ids.items() if (found := self._listed.get(number)) and found.state == "RUNNING"}
+        return {
+            key for key, number in self.ids.items() if (found := self._listed.get(number)) and found.state == "RUNNING"
+        }
 
     def places(self) -> dict[str, str]:
         """Job key -> the node that it is on, or why it waits, as squeue says."""
-        return {key: found.node or found.reason for key, number in self.ids.items() if (found := self._listed.get(number))}
+        return {
+            key: found.node or found.reason for key, number in self.ids.items() if (found := self._listed.get(number))
+        }
 
     def ended(self, waiting: Mapping[str, Job]) -> dict[str, dict[str, str]]:
         """What went wrong with the jobs that are over without a result."""
@@ -143,10 +166,12 @@ class Slurm:
         """How a job ended that could not say so itself: by the logs of its processes, then by accounting."""
         log = Path(self.paths.get(job.key, ""))
         logs = sorted(log.parent.glob(log.name.replace("_0_log", "_*_log"))) if log.name else []
-        raised = next((path for path in logs if path.with_name(path.name.replace("_log.err", "_result.pkl")).exists()), None)
+        raised = next(
+            (path for path in logs if path.with_name(path.name.replace("_log.err", "_result.pkl")).exists()), None
+        )
         text = "".join(tail(path, 50) for path in logs)
         cause = next((cause for cause, marks in ENDINGS.items() if any(mark in text for mark in marks)), None)
-        if raised and cause not in ("timeout", "oom"):      # submitit kept what this process raised
+        if raised and cause not in ("timeout", "oom"):  # submitit kept what this process raised
             return failure(job, "error", _last_words(raised), str(raised))
         if full := no_room(self.runs):
             return failure(job, "disk", full, str(log))
@@ -159,7 +184,7 @@ class Slurm:
         """Take over a job that an earlier driver submitted and that is still there."""
         record = _record(job)
         others = record.get("user", getpass.getuser()) != getpass.getuser() and state_of(job.folder).state == "running"
-        if record.get("id") not in self._listed and not others:     # some clusters show nobody the jobs of others
+        if record.get("id") not in self._listed and not others:  # some clusters show nobody the jobs of others
             return False
         self.ids[job.key], self.paths[job.key] = record["id"], record["log"]
         return True
@@ -167,17 +192,26 @@ class Slurm:
     def _submit(self, jobs: Sequence[Job], before: Sequence[str]) -> None:
         executor = self._executor(jobs[0], before)
         try:
-            handles = executor.map_array(Resumable(), [job.function for job in jobs], [str(job.folder) for job in jobs],
-                                         [job.plan for job in jobs])
-        except Exception as error:          # submitit's own kinds of failed command
+            handles = executor.map_array(
+                Resumable(),
+                [job.function for job in jobs],
+                [str(job.folder) for job in jobs],
+                [job.plan for job in jobs],
+            )
+        except Exception as error:  # submitit's own kinds of failed command
             said = str(error).strip().splitlines() or ["sbatch failed"]
-            raise SettingError(f"launcher=slurm: sbatch refused the jobs: {said[-1]} (launcher.partition, .account, .qos, "
-                               ".constraint, .gpus_per_trial, .nodes, .memory_gb, .timeout_min say what is asked for)") from error
+            raise SettingError(
+                f"launcher=slurm: sbatch refused the jobs: {said[-1]} (launcher.partition, .account, .qos, "
+                ".constraint, .gpus_per_trial, .nodes, .memory_gb, .timeout_min say what is asked for)"
+            ) from error
         for job, handle in zip(jobs, handles, strict=True):
             self.ids[job.key], self.paths[job.key] = handle.job_id, str(handle.paths.stderr)
             job.folder.mkdir(parents=True, exist_ok=True)
-            write_json(job.folder / RECORD, {"id": handle.job_id, "log": self.paths[job.key], "time": time.time(),
-                                             "user": getpass.getuser()}, durable=False)
+            write_json(
+                job.folder / RECORD,
+                {"id": handle.job_id, "log": self.paths[job.key], "time": time.time(), "user": getpass.getuser()},
+                durable=False,
+            )
 
     def _executor(self, job: Job, before: Sequence[str]) -> Any:
         import submitit
@@ -186,22 +220,42 @@ class Slurm:
 
         chosen, threads = self.launcher, job.plan.get("threads", self.threads)
         try:
-            executor = submitit.SlurmExecutor(self.logs / "%j", max_num_timeout=chosen.requeues,
-                                              python=DEAF + (chosen.python or shlex.quote(sys.executable)))
+            executor = submitit.SlurmExecutor(
+                self.logs / "%j",
+                max_num_timeout=chosen.requeues,
+                python=DEAF + (chosen.python or shlex.quote(sys.executable)),
+            )
         except RuntimeError as error:
-            raise SettingError("launcher=slurm: there is no srun on this machine; allowed here: local, inline") from error
+            raise SettingError(
+                "launcher=slurm: there is no srun on this machine; allowed here: local, inline"
+            ) from error
         exports = [f"export {name}={value}" for name, value in thread_environment(threads).items()]
-        memory = "0" if job.exclusive else _memory(chosen.memory_gb)        # 0: all that the node has, for as many models as are compared
-        options = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos, "mem": memory,
-                   "constraint": (job.exclusive and chosen.speed_constraint) or chosen.constraint,
-                   "exclusive": job.exclusive or None,
-                   "gpus_per_node": chosen.gpus_per_trial or None, "setup": [*exports, *chosen.setup],
-                   "dependency": f"afterany:{':'.join(before)}" if before else None}
+        memory = (
+            "0" if job.exclusive else _memory(chosen.memory_gb)
+        )  # 0: all that the node has, for as many models as are compared
+        options = {
+            "partition": chosen.partition,
+            "account": chosen.account,
+            "qos": chosen.qos,
+            "mem": memory,
+            "constraint": (job.exclusive and chosen.speed_constraint) or chosen.constraint,
+            "exclusive": job.exclusive or None,
+            "gpus_per_node": chosen.gpus_per_trial or None,
+            "setup": [*exports, *chosen.setup],
+            "dependency": f"afterany:{':'.join(before)}" if before else None,
+        }
         executor.update_parameters(
-            job_name="iris", time=chosen.timeout_min, cpus_per_task=threads, nodes=chosen.nodes if job.spread else 1,
-            ntasks_per_node=max(1, chosen.gpus_per_trial) if job.spread else 1, array_parallelism=chosen.workers, signal_delay_s=chosen.signal_s,
-            srun_args=["--kill-on-bad-exit=1"], additional_parameters={"requeue": True, **chosen.sbatch},
-            **{key: value for key, value in options.items() if value is not None})
+            job_name="iris",
+            time=chosen.timeout_min,
+            cpus_per_task=threads,
+            nodes=chosen.nodes if job.spread else 1,
+            ntasks_per_node=max(1, chosen.gpus_per_trial) if job.spread else 1,
+            array_parallelism=chosen.workers,
+            signal_delay_s=chosen.signal_s,
+            srun_args=["--kill-on-bad-exit=1"],
+            additional_parameters={"requeue": True, **chosen.sbatch},
+            **{key: value for key, value in options.items() if value is not None},
+        )
         return executor
 
     # -- asking ---------------------------------------------------------------------------------------------------
@@ -243,8 +297,13 @@ def listed_jobs(others: Iterable[str] = ()) -> dict[str, Listed] | None:
     """
     users = ",".join([getpass.getuser(), *sorted(filter(_is_known, set(others) - {getpass.getuser()}))])
     try:
-        answer = subprocess.run(["squeue", "--noheader", "--array", "--states=all", f"--user={users}",
-                                 "--format=%i|%T|%N|%r"], capture_output=True, text=True, timeout=30, check=True).stdout
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--array", "--states=all", f"--user={users}", "--format=%i|%T|%N|%r"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
     except FileNotFoundError as error:
         raise SettingError("launcher=slurm: there is no squeue on this machine; allowed here: local, inline") from error
     except (subprocess.SubprocessError, OSError):
@@ -290,7 +349,9 @@ def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def _last_words(log: Path) -> str:
     """The last line of a log that is the job's own, not Slurm's."""
-    own = [line for line in tail(log, 50).splitlines() if line.strip() and not line.startswith(("srun:", "slurmstepd:"))]
+    own = [
+        line for line in tail(log, 50).splitlines() if line.strip() and not line.startswith(("srun:", "slurmstepd:"))
+    ]
     return own[-1] if own else "ended with an error"
 
 
@@ -301,8 +362,13 @@ def _memory(gigabytes: float | None) -> str | None:
 def _accounted(number: str) -> str | None:
     """How accounting says that a job ended; None where it says nothing."""
     try:
-        answer = subprocess.run(["sacct", "--noheader", "--parsable2", "--format=State", "-X", "-j", number],
-                                capture_output=True, text=True, timeout=30, check=True).stdout
+        answer = subprocess.run(
+            ["sacct", "--noheader", "--parsable2", "--format=State", "-X", "-j", number],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
     except (subprocess.SubprocessError, OSError):
         return None
     word = re.match(r"[A-Z_]*", answer.strip())

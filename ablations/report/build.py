@@ -15,8 +15,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ablations import stats
-from ablations.records import GridOutcome
+from ablations.answer import stats
+from ablations.answer.records import GridOutcome
+from ablations.answer.stats import Analysis
+from ablations.answer.verdict import ClaimVerdict, analyse_outcome, arms_of, judge_outcome
 from ablations.report.charts import Chart
 from ablations.report.failures import Failure, failures_of, tidy_paths
 from ablations.report.figures import draw_charts
@@ -24,8 +26,6 @@ from ablations.report.measures import duration, number, value_of
 from ablations.report.palette import ArmStyle, arm_styles, css_variables, drawn_arms, left_out
 from ablations.report.samples import REAL, SampleGrid, sample_grids
 from ablations.report.tables import Table, composition_table, key_table, target_table, trial_table, write_csv
-from ablations.stats import Analysis
-from ablations.verdict import ClaimVerdict, analyse_outcome, arms_of, judge_outcome
 
 METHODS = {
     "pooled": "seed noise pooled over all arms; pairing by seed would not have paid",

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.records import GridOutcome, TrialRecord
+from ablations.answer.records import GridOutcome, TrialRecord
 
 CAUSES = {
     "oom": "out of memory",

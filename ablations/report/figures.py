@@ -13,14 +13,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ablations import stats
-from ablations.records import GridOutcome, TrialRecord
+from ablations.answer import stats
+from ablations.answer.records import GridOutcome, TrialRecord
+from ablations.answer.stats import Analysis
+from ablations.answer.verdict import arms_of, metric_label
 from ablations.report.charts import STYLE, Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
-from ablations.report.passes import draw_passes
 from ablations.report.palette import DRAWN, HUES, INK, LABELLED, MUTED, ArmStyle, drawn_arms, left_out
-from ablations.stats import Analysis
-from ablations.verdict import arms_of, metric_label
+from ablations.report.passes import draw_passes
 
 COSTS = (("latency_ms", "latency of one image", "ms", "fastest"), ("params_m", "parameters", "M", "smallest"))
 POINTS = 400  # a curve keeps at most this many points

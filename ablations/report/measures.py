@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ablations.verdict import better_direction
+from ablations.answer.verdict import better_direction
 
 DASH = "–"
 MINUS = "−"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ablations.records import GridOutcome
-from ablations.stats import Analysis
-from ablations.verdict import arms_of, baseline_of, metric_label
+from ablations.answer.records import GridOutcome
+from ablations.answer.stats import Analysis
+from ablations.answer.verdict import arms_of, baseline_of, metric_label
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#667080", "#d5d9df", "#ffffff"
 # Okabe & Ito's colour-blind safe set, the baseline in ink; each with the lighter twin used on a dark page.

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ablations.records import TrialRecord
+from ablations.answer.records import TrialRecord
 from ablations.report.charts import Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
 from ablations.report.palette import ArmStyle
@@ -26,7 +26,13 @@ def draw_passes(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle],
     axes = figure.add_subplot()
     for arm, curve in curves.items():
         style = styles[arm]
-        axes.plot(*zip(*curve.items(), strict=True), color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5)
+        axes.plot(
+            *zip(*curve.items(), strict=True),
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            markersize=5,
+        )
     passes = sorted({r for curve in curves.values() for r in curve})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(passes))
@@ -37,7 +43,10 @@ def draw_passes(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle],
         log_axis(axes, "y", values)
     axes.set_xlabel("passes through the core when sampling")
     axes.set_ylabel("FID (lower is better)")
-    handles = [Line2D([], [], color=styles[a].colour, linestyle=styles[a].dash, marker=styles[a].marker, label=a) for a in curves]
+    handles = [
+        Line2D([], [], color=styles[a].colour, linestyle=styles[a].dash, marker=styles[a].marker, label=a)
+        for a in curves
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(curves)))
     return finish(figure, folder, "fid_vs_passes", "FID against passes", _caption(curves))
 

@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ablations.records import GridOutcome
+from ablations.answer.records import GridOutcome
+from ablations.answer.verdict import arms_of
 from ablations.report.palette import INK, MUTED, PAPER
-from ablations.verdict import arms_of
 
 COLUMNS = 8
 SEEDS = 3  # seeds whose pictures are shown

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations import stats
-from ablations.records import GridOutcome, TrialRecord
+from ablations.answer import stats
+from ablations.answer.records import GridOutcome, TrialRecord
+from ablations.answer.stats import Analysis
+from ablations.answer.verdict import analyse_outcome, arms_of, baseline_of, metric_label
 from ablations.report.measures import (
     ATTRIBUTES,
     COLUMNS,
@@ -25,8 +27,6 @@ from ablations.report.measures import (
     value_of,
 )
 from ablations.report.palette import LABELLED, ArmStyle
-from ablations.stats import Analysis
-from ablations.verdict import analyse_outcome, arms_of, baseline_of, metric_label
 
 if TYPE_CHECKING:
     from eval.targets import TargetResult

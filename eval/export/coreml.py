@@ -14,7 +14,7 @@ from typing import Any
 
 import coremltools as ct
 import torch
-from torch._decomp import get_decompositions        # no public name in torch 2.15
+from torch._decomp import get_decompositions  # no public name in torch 2.15
 from torch.export import export
 
 from eval.export.parts import ExportPart, export_friendly
@@ -32,7 +32,8 @@ def select_scatter(x: torch.Tensor, source: torch.Tensor, dim: int, index: int) 
 
 # coremltools 9.0 does not know the first two.
 DECOMPOSED = get_decompositions([torch.ops.aten.addcmul, torch.ops.aten.lerp]) | {
-    torch.ops.aten.select_scatter.default: select_scatter}
+    torch.ops.aten.select_scatter.default: select_scatter
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def convert_coreml(part: ExportPart, dtype: str = "fp16", folder: Path | None = 
     require_choice("export.dtype", dtype, tuple(PRECISIONS))
     try:
         model = _convert(part, dtype)
-    except Exception as error:      # the converter has no class of its own for what it does not know
+    except Exception as error:  # the converter has no class of its own for what it does not know
         why = " ".join(f"{type(error).__name__}: {error}".split())
         return Conversion(part.name, dtype, False, why, {}, 0, ct.__version__)
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,11 +97,15 @@ def _convert(part: ExportPart, dtype: str) -> ct.models.MLModel:
     with export_friendly():
         program = export(_FloatMasks(part), _as_floats(part.inputs)).run_decompositions(DECOMPOSED)
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
-        node.replace_all_uses_with(node.args[0])        # nothing is written in place
+        node.replace_all_uses_with(node.args[0])  # nothing is written in place
         program.graph.erase_node(node)
     return ct.convert(
-        program, convert_to="mlprogram", compute_precision=PRECISIONS[dtype], minimum_deployment_target=TARGET,
-        skip_model_load=True)
+        program,
+        convert_to="mlprogram",
+        compute_precision=PRECISIONS[dtype],
+        minimum_deployment_target=TARGET,
+        skip_model_load=True,
+    )
 
 
 class _FloatMasks(torch.nn.Module):
@@ -123,7 +128,11 @@ def _as_floats(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 def _operations(model: ct.models.MLModel) -> dict[str, int]:
     program = model.get_spec().mlProgram
-    counts = Counter(operation.type for function in program.functions.values()
-                     for block in function.block_specializations.values() for operation in block.operations)
+    counts = Counter(
+        operation.type
+        for function in program.functions.values()
+        for block in function.block_specializations.values()
+        for operation in block.operations
+    )
     counts.pop("const", None)
     return dict(counts.most_common())

@@ -38,16 +38,19 @@ from eval.export.executorch_host import progress_of, run_in_passes
 from eval.export.parts import Cast, ExportPart, GeneratorPart, export_friendly
 from eval.export.passes import generator_in_passes, least_passes
 from iris.errors import SettingError, require_choice
-from iris.training.files import write_json
+from iris.io.files import write_json
 
 DTYPES = ("fp32", "fp16", "int8")
 MANIFEST = "manifest.json"
-WHOLE = "forward"                   # the method of a part that is one function
-IN_FLOAT32 = ("t", "progress")      # times: half precision would make 0.999 a 1
+WHOLE = "forward"  # the method of a part that is one function
+IN_FLOAT32 = ("t", "progress")  # times: half precision would make 0.999 a 1
 
 
 def export_executorch(
-    parts: Mapping[str, ExportPart], folder: Path | str, dtypes: str | Sequence[str] = "fp32", scan: str = "doubling",
+    parts: Mapping[str, ExportPart],
+    folder: Path | str,
+    dtypes: str | Sequence[str] = "fp32",
+    scan: str = "doubling",
     passes: bool = True,
 ) -> dict[str, Any]:
     """Write each part in each of ``dtypes`` to ``folder`` as ``<part>.<dtype>.pte``.
@@ -88,7 +91,7 @@ def export_executorch(
             path = folder / f"{part.name}.{dtype}.pte"
             edge = lower(methods, dtype, scan)
             operators = {name: operators_of(edge.exported_program(name)) for name in methods}
-            program = edge.to_executorch()      # which changes what ``edge`` holds
+            program = edge.to_executorch()  # which changes what ``edge`` holds
             with path.open("wb") as file:
                 program.write_to_file(file)
             manifest = _record(folder, _entry(part, dtype, path, methods, operators, program))
@@ -129,7 +132,7 @@ class Program:
             raise SettingError(f"program={path} is not a file; export_executorch writes one")
         if threads is not None:
             portable_lib._unsafe_reset_threadpool(threads)
-        self._program = Runtime.get().load_program(Path(path))      # methods do not keep it alive
+        self._program = Runtime.get().load_program(Path(path))  # methods do not keep it alive
         self.methods = tuple(sorted(self._program.method_names))
 
     def run(self, method: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -205,7 +208,8 @@ def _quantised(program: ExportedProgram, part: ExportPart) -> ExportedProgram:
     layers -= set(part.precise)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
-        lambda node: node.target is torch.ops.aten.linear.default and node.args[1].target in layers)
+        lambda node: node.target is torch.ops.aten.linear.default and node.args[1].target in layers
+    )
     prepared = prepare_pt2e(_on_rows(program.module()), quantizer)
     prepared(*part.inputs)
     return export(convert_pt2e(prepared), part.inputs)
@@ -218,7 +222,9 @@ def _on_rows(traced: GraphModule) -> GraphModule:
         if made.dim() <= 2:
             continue
         with traced.graph.inserting_before(node):
-            rows = traced.graph.call_function(torch.ops.aten.reshape.default, (given, [-1, given.meta["val"].shape[-1]]))
+            rows = traced.graph.call_function(
+                torch.ops.aten.reshape.default, (given, [-1, given.meta["val"].shape[-1]])
+            )
         with traced.graph.inserting_after(node):
             grid = traced.graph.call_function(torch.ops.aten.reshape.default, (node, list(made.shape)))
         node.replace_all_uses_with(grid, delete_user_cb=lambda user, grid=grid: user is not grid)
@@ -230,26 +236,41 @@ def _on_rows(traced: GraphModule) -> GraphModule:
 
 
 def _entry(
-    part: ExportPart, dtype: str, path: Path, methods: Mapping[str, ExportPart],
-    operators: Mapping[str, dict[str, Any]], program: ExecutorchProgramManager,
+    part: ExportPart,
+    dtype: str,
+    path: Path,
+    methods: Mapping[str, ExportPart],
+    operators: Mapping[str, dict[str, Any]],
+    program: ExecutorchProgramManager,
 ) -> dict[str, Any]:
     plans = {plan.name: plan for plan in program.executorch_program.execution_plan}
     outputs = run_file(path, part, WHOLE not in methods)
     looped = {} if WHOLE in methods else {"least_passes": least_passes(part.module.generator.config)}
     return {
-        "part": part.name, "dtype": dtype, "file": path.name, "bytes": path.stat().st_size,
+        "part": part.name,
+        "dtype": dtype,
+        "file": path.name,
+        "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "methods": {name: operators[name] | {
-            "planned_bytes": sum(plans[name].non_const_buffer_sizes),
-            "inputs": _shapes(one.input_names, one.inputs), "outputs": _shapes(one.output_names, one.outputs()),
-        } for name, one in methods.items()},
-        **looped, "agreement": agreement(outputs, part.outputs()),
+        "methods": {
+            name: operators[name]
+            | {
+                "planned_bytes": sum(plans[name].non_const_buffer_sizes),
+                "inputs": _shapes(one.input_names, one.inputs),
+                "outputs": _shapes(one.output_names, one.outputs()),
+            }
+            for name, one in methods.items()
+        },
+        **looped,
+        "agreement": agreement(outputs, part.outputs()),
     }
 
 
 def _shapes(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    return {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            for name, tensor in zip(names, tensors, strict=True)}
+    return {
+        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in zip(names, tensors, strict=True)
+    }
 
 
 def operators_of(program: ExportedProgram) -> dict[str, Any]:
@@ -274,8 +295,11 @@ def _record(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         files = json.loads(path.read_text())["files"]
     files = [old for old in files if (old["part"], old["dtype"]) != (entry["part"], entry["dtype"])] + [entry]
-    manifest = {"runtime": "executorch", "backend": "xnnpack",
-                "versions": {name: version(name) for name in ("executorch", "torch", "torchao")},
-                "files": sorted(files, key=lambda one: (one["part"], one["dtype"]))}
+    manifest = {
+        "runtime": "executorch",
+        "backend": "xnnpack",
+        "versions": {name: version(name) for name in ("executorch", "torch", "torchao")},
+        "files": sorted(files, key=lambda one: (one["part"], one["dtype"])),
+    }
     write_json(path, manifest)
     return manifest

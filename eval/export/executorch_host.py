@@ -26,12 +26,20 @@ import numpy as np
 from iris.errors import SettingError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LIBRARIES = ("executorch", "executorch_backend_xnnpack", "executorch_kernels_optimized", "executorch_kernels_quantized",
-             "executorch_threadpool")
-NUMBERS = {"float32": 6, "int64": 4, "bool": 11}        # of ExecuTorch's ScalarType
-NO_MEMORY = (0x21, 0x31)        # MemoryAllocationFailed, the host's and a delegate's, of runtime/core/error.h
-OWN_ERRORS = {1001: "it has another number of outputs", 1002: "an output has another size",
-              1003: "the thread pool took no number of threads"}
+LIBRARIES = (
+    "executorch",
+    "executorch_backend_xnnpack",
+    "executorch_kernels_optimized",
+    "executorch_kernels_quantized",
+    "executorch_threadpool",
+)
+NUMBERS = {"float32": 6, "int64": 4, "bool": 11}  # of ExecuTorch's ScalarType
+NO_MEMORY = (0x21, 0x31)  # MemoryAllocationFailed, the host's and a delegate's, of runtime/core/error.h
+OWN_ERRORS = {
+    1001: "it has another number of outputs",
+    1002: "an output has another size",
+    1003: "the thread pool took no number of threads",
+}
 
 
 class HostError(RuntimeError):
@@ -39,8 +47,13 @@ class HostError(RuntimeError):
 
 
 class _Array(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("dtype", ctypes.c_int32),
-                ("rank", ctypes.c_int32), ("sizes", ctypes.POINTER(ctypes.c_int32))]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("sizes", ctypes.POINTER(ctypes.c_int32)),
+    ]
 
 
 class Host:
@@ -61,7 +74,7 @@ class Host:
             threads: of all open files, since they share one pool.
         """
         self.path, self.methods = Path(path), methods
-        self._handle = ctypes.c_void_p()        # before anything fails, for close
+        self._handle = ctypes.c_void_p()  # before anything fails, for close
         if not self.path.is_file():
             raise SettingError(f"program={path} is not a file")
         if threads < 1:
@@ -84,8 +97,16 @@ class Host:
         inputs = [_as_exported(known[name], wanted, name) for name, wanted in about["inputs"].items()]
         outputs = {name: np.empty(made["shape"], made["dtype"]) for name, made in about["outputs"].items()}
         self._check(
-            self._library.host_run(self._handle, method.encode(), _arrays(inputs), len(inputs),
-                                   _arrays(list(outputs.values())), len(outputs)), f"running {method}")
+            self._library.host_run(
+                self._handle,
+                method.encode(),
+                _arrays(inputs),
+                len(inputs),
+                _arrays(list(outputs.values())),
+                len(outputs),
+            ),
+            f"running {method}",
+        )
         return outputs
 
     def close(self) -> None:
@@ -115,8 +136,14 @@ def load_library() -> ctypes.CDLL:
     library.host_open.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
     library.host_close.argtypes = [ctypes.c_void_p]
     library.host_load.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    library.host_run.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Array), ctypes.c_int32,
-                                 ctypes.POINTER(_Array), ctypes.c_int32]
+    library.host_run.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.POINTER(_Array),
+        ctypes.c_int32,
+        ctypes.POINTER(_Array),
+        ctypes.c_int32,
+    ]
     return library
 
 
@@ -129,8 +156,12 @@ def build(folder: Path | None = None) -> Path:
     package = _package()
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iris"
-    key = hashlib.sha256(SOURCE.read_bytes() + str(package).encode() + sysconfig.get_platform().encode()
-                         + importlib.metadata.version("executorch").encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        SOURCE.read_bytes()
+        + str(package).encode()
+        + sysconfig.get_platform().encode()
+        + importlib.metadata.version("executorch").encode()
+    ).hexdigest()[:16]
     path = folder / f"executorch_host-{key}.so"
     if path.exists():
         return path
@@ -143,7 +174,7 @@ def build(folder: Path | None = None) -> Path:
         run = subprocess.run(_command(compiler, package, made), capture_output=True, text=True)
         if run.returncode:
             raise SettingError(f"{compiler} cannot compile {SOURCE.name}: {run.stderr[-2000:]}")
-        made.replace(path)      # whole or not at all, whoever else builds it
+        made.replace(path)  # whole or not at all, whoever else builds it
     return path
 
 
@@ -182,10 +213,23 @@ def _package() -> Path:
 def _command(compiler: str, package: Path, out: Path) -> list[str]:
     headers, libraries = package / "include", package / "lib"
     return [
-        compiler, "-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS", f"-I{headers}",
-        f"-I{headers}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", str(out), f"-L{libraries}",
+        compiler,
+        "-std=c++17",
+        "-O2",
+        "-w",
+        "-fPIC",
+        "-shared",
+        "-DC10_USING_CUSTOM_GENERATED_MACROS",
+        f"-I{headers}",
+        f"-I{headers}/executorch/runtime/core/portable_type/c10",
+        str(SOURCE),
+        "-o",
+        str(out),
+        f"-L{libraries}",
         # backends and kernels register themselves when they are loaded; nothing refers to them
-        "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES), f"-Wl,-rpath,{libraries}",
+        "-Wl,--no-as-needed",
+        *(f"-l{name}" for name in LIBRARIES),
+        f"-Wl,-rpath,{libraries}",
     ]
 
 
@@ -201,5 +245,10 @@ def _arrays(arrays: Sequence[np.ndarray]) -> Any:
     for one, array in zip(made, arrays, strict=True):
         sizes = (ctypes.c_int32 * array.ndim)(*array.shape)
         one.data, one.bytes, one.dtype, one.rank, one.sizes = (
-            array.ctypes.data, array.nbytes, NUMBERS[str(array.dtype)], array.ndim, sizes)
+            array.ctypes.data,
+            array.nbytes,
+            NUMBERS[str(array.dtype)],
+            array.ndim,
+            sizes,
+        )
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class ExecutorchPipeline:
         """
         text, z = self.encode(numbers), noise
         times = np.linspace(1, 0, steps + 1, dtype=np.float32)
-        for t, following in zip(times[:-1], times[1:], strict=True):
+        for t, following in itertools.pairwise(times):
             z = z + (following - t) * self.velocity(z, t, text, iterations)
         return self.run("decoder", {"latents": z})["images"]
 
@@ -81,9 +82,12 @@ class ExecutorchPipeline:
     def example(self, part: str, method: str = "forward") -> dict[str, np.ndarray]:
         """Drawn inputs of a method; token numbers are all 1, masks hide nothing."""
         draws = np.random.default_rng(0)
-        return {name: draws.random(given["shape"], np.float32) if given["dtype"] == "float32"
-                else np.ones(given["shape"], given["dtype"])
-                for name, given in self.files[part]["methods"][method]["inputs"].items()}
+        return {
+            name: draws.random(given["shape"], np.float32)
+            if given["dtype"] == "float32"
+            else np.ones(given["shape"], given["dtype"])
+            for name, given in self.files[part]["methods"][method]["inputs"].items()
+        }
 
 
 def read_manifest(folder: Path, dtype: str) -> dict[str, Any]:
@@ -92,8 +96,9 @@ def read_manifest(folder: Path, dtype: str) -> dict[str, Any]:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         return {part: next(one for one in files if (one["part"], one["dtype"]) == (part, dtype)) for part in PARTS}
     except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise SettingError(f"model={folder}: manifest.json does not name text, generator and decoder in {dtype} "
-                           f"({error!r})") from error
+        raise SettingError(
+            f"model={folder}: manifest.json does not name text, generator and decoder in {dtype} ({error!r})"
+        ) from error
 
 
 def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
@@ -106,7 +111,7 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
             and "part" (load this one alone). The generator's part is one evaluation.
 
     Returns:
-        the function, with the attributes ``weights_bytes`` and ``parts`` that ``eval.workers.Loader`` describes.
+        the function, with the attributes ``weights_bytes`` and ``parts`` that ``eval.speed.workers.Loader`` describes.
 
     Raises:
         SettingError: an unknown name; what ``ExecutorchPipeline`` refuses.
@@ -124,8 +129,9 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
     if part is not None:
         return parts[part]
     numbers, noise = pipeline.example("text")["numbers"], pipeline.example("decoder")["latents"]
-    generate = _function(partial(pipeline, numbers, noise, steps, iterations),
-                         sum(pipeline.files[name]["bytes"] for name in PARTS), 1)
+    generate = _function(
+        partial(pipeline, numbers, noise, steps, iterations), sum(pipeline.files[name]["bytes"] for name in PARTS), 1
+    )
     generate.parts = parts
     return generate
 
@@ -141,6 +147,7 @@ def _part(pipeline: ExecutorchPipeline, name: str, steps: int, iterations: int) 
 
 def _function(run: Callable[[], Any], weights_bytes: int, count: int) -> Callable[[], Any]:
     """``run`` with what measuring asks of it."""
+
     def measured() -> Any:
         return run()
 

@@ -12,19 +12,25 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan       # torch 2.15 has no public name for it
+from torch._higher_order_ops.scan import scan  # torch 2.15 has no public name for it
 
 from eval.export.parts import ExportPart, GeneratorPart
-from iris.generator import Generator
-from iris.text import TextCondition
+from iris.nn.condition import TextCondition
+from iris.nn.generator import Generator
 
 
 class LoopedGenerator(Generator):
     """A generator whose passes are one operation; made of another by ``looped``, whose weights it shares."""
 
     def loop(
-        self, state: Tensor, given: Tensor, condition: Tensor, text: TextCondition, iterations: int,
-        backprop: int | None = None, exits: Sequence[int] = (),
+        self,
+        state: Tensor,
+        given: Tensor,
+        condition: Tensor,
+        text: TextCondition,
+        iterations: int,
+        backprop: int | None = None,
+        exits: Sequence[int] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """As ``Generator.loop``, for evaluation without exits."""
         tokens = self.text_norm(text.tokens)
@@ -34,7 +40,7 @@ class LoopedGenerator(Generator):
         def body(state: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
             return self._pass(0, state, given, signal, prepared, text.mask), signal.new_zeros(1)
 
-        last, _ = scan(body, state.clone(), signals)        # scan refuses a start that is also read inside
+        last, _ = scan(body, state.clone(), signals)  # scan refuses a start that is also read inside
         return last, []
 
 

@@ -24,12 +24,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from eval.export.loop import looped
 from eval.export.parts import ExportPart, export_friendly
 from iris.errors import require_choice
-from iris.training.files import write_json
+from iris.io.files import write_json
 
 DTYPES = ("fp32", "fp16", "int8")
 MANIFEST = "manifest.json"
 OPSET = 20
-ERRORS = 3          # ONNX Runtime's level of logging; it warns of what it cannot fold in half precision
+ERRORS = 3  # ONNX Runtime's level of logging; it warns of what it cannot fold in half precision
 INTEGER_PRODUCT = "MatMulInteger"
 
 
@@ -46,8 +46,12 @@ class Agreement:
 
 
 def export_onnx(
-    parts: Mapping[str, ExportPart], folder: Path | str, dtypes: str | Sequence[str] = "fp32", *,
-    scan: str = "doubling", loop: bool = True,
+    parts: Mapping[str, ExportPart],
+    folder: Path | str,
+    dtypes: str | Sequence[str] = "fp32",
+    *,
+    scan: str = "doubling",
+    loop: bool = True,
 ) -> dict[str, Any]:
     """Write each part in each of ``dtypes`` to ``folder``: <part>.<dtype>.onnx, its weights in a .data file beside it.
 
@@ -103,8 +107,14 @@ def to_graph(part: ExportPart, scan: str = "doubling") -> onnx_ir.Model:
     # By default dynamo makes sizes that differ between two calls free, in a loop's body too; shapes are static here.
     with export_friendly(scan), torch._dynamo.config.patch(automatic_dynamic_shapes=False):
         program = torch.onnx.export(
-            part.module, part.inputs, dynamo=True, opset_version=OPSET, input_names=list(part.input_names),
-            output_names=list(part.output_names), verbose=False)
+            part.module,
+            part.inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(part.input_names),
+            output_names=list(part.output_names),
+            verbose=False,
+        )
     return program.model
 
 
@@ -114,8 +124,11 @@ def save(graph: onnx_ir.Model, path: Path) -> Path:
     What the exporter notes about each operation takes more space than the operations; it is left out.
     """
     clean = Sequential(
-        common.LiftSubgraphInitializersToMainGraphPass(), common.DeduplicateInitializersPass(),
-        common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass())
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     onnx_ir.save(clean(graph).model, path, external_data=f"{path.name}.data")
     return path
@@ -137,12 +150,17 @@ def quantise(source: Path, path: Path, precise: Sequence[np.ndarray] = ()) -> Pa
         made = Path(scratch) / "quantised.onnx"
         root = logging.getLogger()
         level = root.level
-        root.setLevel(logging.ERROR)        # it advises to optimise first, which is done
+        root.setLevel(logging.ERROR)  # it advises to optimise first, which is done
         try:
             quantize_dynamic(
-                source, made, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
-                nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],     # what it makes of a Gemm
-                extra_options={"EnableSubgraph": True})
+                source,
+                made,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # what it makes of a Gemm
+                extra_options={"EnableSubgraph": True},
+            )
         finally:
             root.setLevel(level)
         return save(onnx_ir.load(made), path)
@@ -155,13 +173,19 @@ def linear_layers(model: onnx.ModelProto, precise: Sequence[np.ndarray] = ()) ->
     matrices, and Fourier transform, cosine transform and decay are products with a constant on the left. Export gives
     transposed weights new names, so that ``precise`` ones are known by their values.
     """
+
     def is_precise(tensor: onnx.TensorProto) -> bool:
         value = onnx.numpy_helper.to_array(tensor)
         return any(np.array_equal(value, known) or np.array_equal(value, known.T) for known in precise)
 
-    return [node.name for node, constants in walk(model.graph) if node.op_type in ("MatMul", "Gemm")
-            and node.input[1] in constants and len(constants[node.input[1]].dims) == 2
-            and not is_precise(constants[node.input[1]])]
+    return [
+        node.name
+        for node, constants in walk(model.graph)
+        if node.op_type in ("MatMul", "Gemm")
+        and node.input[1] in constants
+        and len(constants[node.input[1]].dims) == 2
+        and not is_precise(constants[node.input[1]])
+    ]
 
 
 def walk(
@@ -194,9 +218,13 @@ def describe(part: ExportPart, dtype: str, path: Path) -> dict[str, Any]:
     files = [file for file in files if file.exists()]
     outputs = part.outputs()
     return {
-        "part": part.name, "dtype": dtype, "file": path.name, "bytes": sum(file.stat().st_size for file in files),
+        "part": part.name,
+        "dtype": dtype,
+        "file": path.name,
+        "bytes": sum(file.stat().st_size for file in files),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-        "opset": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}, "nodes": counts.total(),
+        "opset": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        "nodes": counts.total(),
         "products": {kind: counts[kind] for kind in ("MatMul", "Gemm", INTEGER_PRODUCT)},
         "inputs": {name: list(x.shape) for name, x in zip(part.input_names, part.inputs, strict=True)},
         "outputs": {name: list(y.shape) for name, y in zip(part.output_names, outputs, strict=True)},
@@ -221,8 +249,10 @@ def agreement(part: ExportPart, path: Path) -> Agreement:
             raise ValueError(f"output {name} of part {part.name} is not finite")
         difference, largest = np.abs(found - expected), max(np.abs(expected).max(), np.finfo(np.float32).tiny)
         size = max(np.sqrt(np.square(expected).mean()), np.finfo(np.float32).tiny)
-        worst = Agreement(max(worst.rms, float(np.sqrt(np.square(difference).mean()) / size)),
-                          max(worst.max, float(difference.max() / largest)))
+        worst = Agreement(
+            max(worst.rms, float(np.sqrt(np.square(difference).mean()) / size)),
+            max(worst.max, float(difference.max() / largest)),
+        )
     return worst
 
 
@@ -230,8 +260,12 @@ def _add_to_manifest(folder: Path, entries: list[dict[str, Any]]) -> dict[str, A
     """Put entries in the place of older ones of the same files."""
     path, fresh = folder / MANIFEST, {entry["file"] for entry in entries}
     old = json.loads(path.read_text())["files"] if path.exists() else []
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
     manifest = {"versions": versions, "files": [entry for entry in old if entry["file"] not in fresh] + entries}
     write_json(path, manifest)
     return manifest

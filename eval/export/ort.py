@@ -1,11 +1,12 @@
 """Text to image in ONNX Runtime and NumPy alone, as an app on a phone would do it. Never imports PyTorch.
 
-    python -m eval.export.ort FOLDER "a red circle" --out out.png
+python -m eval.export.ort FOLDER "a red circle" --out out.png
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ from eval.export.tokenise import PIPELINE, load_tokeniser
 from iris.errors import SettingError, require_choice
 
 PARTS = ("text", "generator", "decoder")
-TOLERANCE = 1e-6        # of guidance's interval, as in iris.guidance
+TOLERANCE = 1e-6  # of guidance's interval, as in iris.diffusion.guidance
 
-Condition = tuple[np.ndarray, np.ndarray, np.ndarray]      # tokens [N, L, W], mask [N, L], pooled [N, W]
+Condition = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [N, L, W], mask [N, L], pooled [N, W]
 
 
 class OrtPipeline:
@@ -32,7 +33,12 @@ class OrtPipeline:
     """
 
     def __init__(
-        self, folder: Path | str, dtype: str = "fp32", threads: int = 1, *, keep: Sequence[str] = PARTS,
+        self,
+        folder: Path | str,
+        dtype: str = "fp32",
+        threads: int = 1,
+        *,
+        keep: Sequence[str] = PARTS,
         prepack: bool = True,
     ) -> None:
         """Open the folder.
@@ -60,7 +66,7 @@ class OrtPipeline:
         self.tokenise = load_tokeniser(about["text"], self.folder)
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
-        self._options.log_severity_level = 3       # errors; it warns of what it cannot fold in half precision
+        self._options.log_severity_level = 3  # errors; it warns of what it cannot fold in half precision
         self._options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         for name in self.keep:
@@ -80,15 +86,23 @@ class OrtPipeline:
         return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
     def __call__(
-        self, captions: Sequence[str], steps: int = 4, guidance: float = 3.0, *, negative: str = "",
-        noise: np.ndarray | None = None, seed: int = 0, shift: float = 1.0, guidance_start: float = 0.0,
+        self,
+        captions: Sequence[str],
+        steps: int = 4,
+        guidance: float = 3.0,
+        *,
+        negative: str = "",
+        noise: np.ndarray | None = None,
+        seed: int = 0,
+        shift: float = 1.0,
+        guidance_start: float = 0.0,
         guidance_end: float = 1.0,
     ) -> np.ndarray:
         """Images uint8 [N, H, W, 3] of ``captions`` by Euler's method.
 
         Args:
             captions: N of them.
-            steps, shift: of the time grid, see ``iris.flow.time_grid``.
+            steps, shift: of the time grid, see ``iris.diffusion.flow.time_grid``.
             guidance, guidance_start, guidance_end: scale and interval of guidance; 1 means none.
             negative: what guidance leads away from.
             noise: unit noise [N, C, h, w] to start from; None: ``unit_noise`` of the seed.
@@ -102,7 +116,7 @@ class OrtPipeline:
         null = tuple(np.repeat(part, len(captions), 0) for part in self.encode([negative])) if guidance != 1 else None
         times = time_grid(steps, shift)
         z = noise
-        for t, following in zip(times[:-1], times[1:], strict=True):
+        for t, following in itertools.pairwise(times):
             active = null is not None and guidance_start - TOLERANCE <= t <= guidance_end + TOLERANCE
             z = z + (following - t) * self.velocity(z, t, text, null if active else None, guidance)
         return to_pixels(self.run("decoder", z)[0])
@@ -155,8 +169,9 @@ class OrtPipeline:
                 self._sessions = {name: session for name, session in self._sessions.items() if name in self.keep}
             try:
                 self._sessions[part] = onnxruntime.InferenceSession(
-                    path, self._options, providers=["CPUExecutionProvider"])
-            except Exception as error:      # ONNX Runtime's own classes share no other base
+                    path, self._options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # ONNX Runtime's own classes share no other base
                 raise SettingError(f"model={self.folder}: {path.name} cannot be loaded ({error})") from error
         return self._sessions[part]
 
@@ -168,7 +183,7 @@ def unit_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> np.
 
 
 def time_grid(steps: int, shift: float = 1.0) -> np.ndarray:
-    """Times float32 [steps + 1] from 1 to 0, as ``iris.flow.time_grid``."""
+    """Times float32 [steps + 1] from 1 to 0, as ``iris.diffusion.flow.time_grid``."""
     even = np.linspace(1, 0, steps + 1, dtype=np.float32)
     return (shift * even / (1 + (shift - 1) * even)).astype(np.float32)
 
@@ -236,8 +251,10 @@ def main(arguments: list[str] | None = None) -> None:
         Image.fromarray(pixels).save(given.out)
     except (OSError, ValueError) as error:
         parser.error(f"argument --out: {given.out} cannot be written: {error}")
-    print(f"{given.out}: {pixels.shape[1]}x{pixels.shape[0]} pixels, {given.dtype}, {given.steps} steps, "
-          f"guidance {given.guidance:g}, seed {given.seed}")
+    print(
+        f"{given.out}: {pixels.shape[1]}x{pixels.shape[0]} pixels, {given.dtype}, {given.steps} steps, "
+        f"guidance {given.guidance:g}, seed {given.seed}"
+    )
 
 
 if __name__ == "__main__":

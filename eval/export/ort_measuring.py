@@ -26,7 +26,7 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Any]:
             "keep" and "prepack" (of ``OrtPipeline``), "steps", "guidance" and "shift" (of its call).
 
     Returns:
-        the function, with the attributes ``weights_bytes`` and ``parts`` that ``eval.workers.Loader`` describes. A part
+        the function, with the attributes ``weights_bytes`` and ``parts`` that ``eval.speed.workers.Loader`` describes. A part
         of the generator is one evaluation of the whole batch.
 
     Raises:
@@ -67,11 +67,14 @@ def _inputs(pipeline: OrtPipeline, name: str, count: int) -> list[np.ndarray]:
     """Drawn inputs of a part for ``count`` images; a mask that hides nothing."""
     draws = np.random.default_rng(0)
     given = [(each.type, (count, *each.shape[1:])) for each in pipeline.session(name).get_inputs()]
-    return [np.ones(shape, bool) if kind == "tensor(bool)" else draws.random(shape, np.float32) for kind, shape in given]
+    return [
+        np.ones(shape, bool) if kind == "tensor(bool)" else draws.random(shape, np.float32) for kind, shape in given
+    ]
 
 
 def _function(run: Callable[[], Any], weights_bytes: int, count: int) -> Callable[[], Any]:
     """``run`` with what measuring asks of it."""
+
     def measured() -> Any:
         return run()
 

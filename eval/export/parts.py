@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from iris.errors import SettingError
-from iris.scan import traced_as
-from iris.text import TextCondition, TextEncoder, build_text_encoder
+from iris.nn.condition import TextCondition
+from iris.nn.scan import traced_as
+from iris.text import TextEncoder, build_text_encoder
 
 if TYPE_CHECKING:
     from iris.latents import Latent
     from iris.pipeline import IrisPipeline
     from iris.presets import IrisModel
 
-TEXT_LENGTH = 77        # tokens of a model without a text encoder: CLIP's
+TEXT_LENGTH = 77  # tokens of a model without a text encoder: CLIP's
 PRECISE = ("generator.input.weight", "generator.injection.weight", "generator.output.weight")
 
 
@@ -56,7 +57,7 @@ class ExportPart:
 
         Normalisation, recurrence, transform and times compute in float32 inside, because the modules do.
         """
-        kept = [number for number, name in enumerate(self.input_names) if name == "t"]      # 0.999 would become 1
+        kept = [number for number, name in enumerate(self.input_names) if name == "t"]  # 0.999 would become 1
         return replace(self, module=Cast(copy.deepcopy(self.module).to(dtype), dtype, kept).eval())
 
     def size(self) -> int:
@@ -109,8 +110,10 @@ class Cast(nn.Module):
         self.part, self.dtype, self.kept = part, dtype, frozenset(kept)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        given = (x.to(self.dtype) if x.is_floating_point() and number not in self.kept else x
-                 for number, x in enumerate(inputs))
+        given = (
+            x.to(self.dtype) if x.is_floating_point() and number not in self.kept else x
+            for number, x in enumerate(inputs)
+        )
         answer = self.part(*given)
         if isinstance(answer, tuple):
             return tuple(y.float() if y.is_floating_point() else y for y in answer)
@@ -118,8 +121,11 @@ class Cast(nn.Module):
 
 
 def parts_of(
-    model: IrisPipeline | IrisModel, batch: int = 1, size: int | tuple[int, int] | None = None,
-    iterations: int | None = None, text_length: int = TEXT_LENGTH,
+    model: IrisPipeline | IrisModel,
+    batch: int = 1,
+    size: int | tuple[int, int] | None = None,
+    iterations: int | None = None,
+    text_length: int = TEXT_LENGTH,
 ) -> dict[str, ExportPart]:
     """The parts of ``model`` by name: "text" (of a pipeline), "generator" and "decoder".
 
@@ -159,10 +165,16 @@ def parts_of(
         mask, pooled = torch.ones(batch, text_length, dtype=torch.bool), tokens.mean(1)
     times = torch.linspace(1, 0, batch + 2)[1:-1]
     parts["generator"] = ExportPart(
-        "generator", GeneratorPart(generator, iterations), (latents, times, tokens, mask, pooled),
-        ("z", "t", "tokens", "mask", "pooled"), ("velocity",), PRECISE)
+        "generator",
+        GeneratorPart(generator, iterations),
+        (latents, times, tokens, mask, pooled),
+        ("z", "t", "tokens", "mask", "pooled"),
+        ("velocity",),
+        PRECISE,
+    )
     parts["decoder"] = ExportPart(
-        "decoder", DecoderPart(decoding_only(model.latent, latents)), (latents,), ("latents",), ("images",))
+        "decoder", DecoderPart(decoding_only(model.latent, latents)), (latents,), ("latents",), ("images",)
+    )
     for part in parts.values():
         part.module.eval()
     return parts
@@ -173,7 +185,7 @@ def export_friendly(scan: str = "doubling") -> Iterator[None]:
     """Inside, torch.export meets forms that every runtime has operators for, with the same weights and results.
 
     The recurrence is traced as ``scan``: ``doubling``, a log-depth scan whose graph stays small, or ``chunked``, as
-    eager PyTorch computes it. The Fourier transform is a product with real matrices anyway, see ``iris.mixers.dft``.
+    eager PyTorch computes it. The Fourier transform is a product with real matrices anyway, see ``iris.nn.mixers.dft``.
 
     Raises:
         SettingError: an unknown form.
@@ -197,28 +209,33 @@ def decoding_only(latent: Latent, example: Tensor) -> nn.Module:
 
 def _only(module: nn.Module, called: set[nn.Module]) -> nn.Module:
     kept = copy.copy(module)
-    kept._modules = {name: _only(child, called) for name, child in module._modules.items()
-                     if child is not None and not called.isdisjoint(child.modules())}
+    kept._modules = {
+        name: _only(child, called)
+        for name, child in module._modules.items()
+        if child is not None and not called.isdisjoint(child.modules())
+    }
     return kept
 
 
 def _generator_and_text(model: IrisPipeline | IrisModel) -> tuple[nn.Module, TextEncoder | None]:
-    whole = getattr(model, "model", None)       # a pipeline's
+    whole = getattr(model, "model", None)  # a pipeline's
     generator, encoder = (model.generator, None) if whole is None else (whole.generator, whole.text)
     if generator.input.weight.dtype != torch.float32:
         raise SettingError(f"dtype={generator.input.weight.dtype} of the weights must be torch.float32 to be exported")
     if encoder is not None and encoder.to_dict()["name"] == "clip" and not hasattr(encoder, "model"):
-        encoder = build_text_encoder(encoder.to_dict())     # embeddings on disk name the encoder that made them
+        encoder = build_text_encoder(encoder.to_dict())  # embeddings on disk name the encoder that made them
     return generator, encoder
 
 
 def _check(generator: nn.Module, iterations: int | None) -> int:
     config = generator.config
     if config.depth.carry:
-        raise SettingError("depth.carry=true cannot be exported: its first evaluation is another function than the rest")
+        raise SettingError(
+            "depth.carry=true cannot be exported: its first evaluation is another function than the rest"
+        )
     if iterations is None:
         return config.iterations
-    if iterations < 1 or not config.depth.share and iterations != config.iterations:
+    if iterations < 1 or (not config.depth.share and iterations != config.iterations):
         allowed = "at least 1" if config.depth.share else f"model.iterations={config.iterations} with depth.share=false"
         raise SettingError(f"iterations={iterations} must be {allowed}")
     return iterations
@@ -229,5 +246,5 @@ def _captions(encoder: TextEncoder, batch: int) -> Sequence[str]:
     values = encoder.to_dict()
     if "classes" in values:
         return [values["classes"][i % len(values["classes"])] for i in range(batch)]
-    words = values.get("words", "a large red circle above a small blue square".split())
+    words = values.get("words", ["a", "large", "red", "circle", "above", "a", "small", "blue", "square"])
     return [" ".join(words[: 2 + 3 * i % 7]) for i in range(1, batch + 1)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eval.export.executorch_host import progress_of
 from eval.export.parts import ExportPart, GeneratorPart
 from iris.errors import SettingError
-from iris.layers import position_embedding, rms_normalise
+from iris.nn.layers import position_embedding, rms_normalise
 
 START_INPUTS = ("z", "t", "tokens", "mask", "pooled")
 
@@ -73,26 +73,34 @@ def generator_in_passes(part: ExportPart) -> tuple[ExportPart, ExportPart, Expor
 
     Raises:
         SettingError: depth.share=false, whose passes have layers of their own, or a generator that was not asked for by
-            ``iris.generator.Generator``'s rules.
+            ``iris.nn.generator.Generator``'s rules.
         ValueError: another part.
     """
     if not isinstance(part.module, GeneratorPart):
         raise ValueError(f"part={part.name!r} must be a generator in float32, got a {type(part.module).__name__}")
     generator, iterations = part.module.generator, part.module.iterations
     if not generator.config.depth.share:
-        raise SettingError("depth.share=false has other layers at each pass and cannot be exported as one pass; "
-                           "export the generator whole")
+        raise SettingError(
+            "depth.share=false has other layers at each pass and cannot be exported as one pass; "
+            "export the generator whole"
+        )
     prepared = tuple(f"{kind}{i}" for i in range(len(generator.core)) for kind in ("key", "value"))
     started = ("given", "condition", *prepared, *(() if generator.config.depth.initial == "input" else ("state",)))
     start = ExportPart("start", Start(generator).eval(), part.inputs, START_INPUTS, started, part.precise)
     known = dict(zip(START_INPUTS, part.inputs, strict=True)) | dict(zip(started, start.outputs(), strict=True))
-    known = {"state": known["given"], "progress": torch.tensor(progress_of(iterations, least_passes(generator.config))[:1])} | known
+    known = {
+        "state": known["given"],
+        "progress": torch.tensor(progress_of(iterations, least_passes(generator.config))[:1]),
+    } | known
     names = ("state", "given", "condition", "progress", "mask", *prepared)
-    given = tuple(known[name].clone(memory_format=torch.contiguous_format) for name in names)     # export merges equal ones
+    given = tuple(
+        known[name].clone(memory_format=torch.contiguous_format) for name in names
+    )  # export merges equal ones
     one = ExportPart("pass", Pass(generator).eval(), given, names, ("state",), part.precise)
     (state,) = one.outputs()
-    read = ExportPart("read", Read(generator).eval(), (state, known["condition"]), ("state", "condition"),
-                      ("velocity",), part.precise)
+    read = ExportPart(
+        "read", Read(generator).eval(), (state, known["condition"]), ("state", "condition"), ("velocity",), part.precise
+    )
     return start, one, read
 
 

@@ -9,14 +9,21 @@ from typing import Any
 from eval.export.onnx import export_onnx
 from eval.export.parts import parts_of
 from eval.export.tokenise import PIPELINE, TOKENIZER
+from iris.io.files import write_json
 from iris.pipeline import IrisPipeline
 from iris.text import TextEncoder
-from iris.training.files import write_json
 
 
 def export_pipeline(
-    pipeline: IrisPipeline, folder: Path | str, dtypes: str | Sequence[str] = "fp32", *, batch: int = 1,
-    size: int | tuple[int, int] | None = None, iterations: int | None = None, scan: str = "doubling", loop: bool = True,
+    pipeline: IrisPipeline,
+    folder: Path | str,
+    dtypes: str | Sequence[str] = "fp32",
+    *,
+    batch: int = 1,
+    size: int | tuple[int, int] | None = None,
+    iterations: int | None = None,
+    scan: str = "doubling",
+    loop: bool = True,
 ) -> dict[str, Any]:
     """Write the parts (``export_onnx``), pipeline.json with what the host needs to know, and a CLIP's tokenizer.json.
 
@@ -38,7 +45,9 @@ def export_pipeline(
     manifest = export_onnx(parts, folder, dtypes, scan=scan, loop=loop)
     encoder = parts["text"].module.encoder
     about = {
-        "text": _text(encoder, folder), "latent": list(parts["decoder"].inputs[0].shape[1:]), "batch": batch,
+        "text": _text(encoder, folder),
+        "latent": list(parts["decoder"].inputs[0].shape[1:]),
+        "batch": batch,
         "iterations": parts["generator"].module.iterations,
     }
     write_json(folder / PIPELINE, about)
@@ -51,11 +60,12 @@ def _text(encoder: TextEncoder, folder: Path) -> dict[str, Any]:
     if values["name"] == "clip":
         from tokenizers import Tokenizer
 
-        words = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())    # settings of a copy
+        words = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())  # settings of a copy
         words.enable_truncation(encoder.length)
-        words.enable_padding(length=encoder.length, pad_id=encoder.tokenizer.pad_token_id,
-                             pad_token=encoder.tokenizer.pad_token)
+        words.enable_padding(
+            length=encoder.length, pad_id=encoder.tokenizer.pad_token_id, pad_token=encoder.tokenizer.pad_token
+        )
         words.save(str(folder / TOKENIZER))
-    if hasattr(encoder, "shape"):       # a CLIP with drawn weights, which brings no words
+    if hasattr(encoder, "shape"):  # a CLIP with drawn weights, which brings no words
         values["vocab_size"] = encoder.shape["vocab_size"]
     return values

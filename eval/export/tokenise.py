@@ -12,9 +12,9 @@ import numpy as np
 
 from iris.errors import SettingError
 
-PIPELINE = "pipeline.json"      # what the host knows of an exported pipeline
-TOKENIZER = "tokenizer.json"    # of a CLIP, as Hugging Face's tokenizers library writes it
-PAD, START, UNKNOWN = 0, 1, 2   # of iris.text.words
+PIPELINE = "pipeline.json"  # what the host knows of an exported pipeline
+TOKENIZER = "tokenizer.json"  # of a CLIP, as Hugging Face's tokenizers library writes it
+PAD, START, UNKNOWN = 0, 1, 2  # of iris.text.words
 _WORD = re.compile(r"[a-z0-9]+")
 
 Tokeniser = Callable[[Sequence[str]], np.ndarray]
@@ -39,8 +39,9 @@ def load_tokeniser(values: Mapping[str, Any], folder: Path) -> Tokeniser:
         return _clip(folder / TOKENIZER)
     if name == "drawn clip":
         return _drawn(values["vocab_size"], values["length"])
-    raise SettingError(f"model.text={name!r} cannot be tokenised without PyTorch; "
-                       "allowed: words, labels, clip, drawn clip")
+    raise SettingError(
+        f"model.text={name!r} cannot be tokenised without PyTorch; allowed: words, labels, clip, drawn clip"
+    )
 
 
 def _words(words: Sequence[str], length: int) -> Tokeniser:
@@ -76,10 +77,11 @@ def _clip(file: Path) -> Tokeniser:
 
 def _drawn(count: int, length: int) -> Tokeniser:
     """Numbers below ``count`` drawn for each caption: for weights that are drawn, which know no words."""
+
     def tokenise(captions: Sequence[str]) -> np.ndarray:
         seeds = [int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little") for caption in captions]
         rows = np.stack([np.random.default_rng(seed).integers(count - 1, size=length) for seed in seeds])
-        rows[:, -1] = count - 1         # the end of the caption
+        rows[:, -1] = count - 1  # the end of the caption
         return rows
 
     return tokenise

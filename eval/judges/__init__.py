@@ -124,8 +124,14 @@ class Judge(ABC):
         raise SettingError(f"judge {self.name} reads attributes of {known}, not of data '{world}'")
 
 
-def load_judge(name: str, device: str | torch.device = "cpu", *, weights: str | None = None, model: str | None = None,
-               prefix: str | None = None) -> Judge:
+def load_judge(
+    name: str,
+    device: str | torch.device = "cpu",
+    *,
+    weights: str | None = None,
+    model: str | None = None,
+    prefix: str | None = None,
+) -> Judge:
     """The judge called ``name``, in evaluation mode on ``device``.
 
     Args:
@@ -141,8 +147,9 @@ def load_judge(name: str, device: str | torch.device = "cpu", *, weights: str | 
     return _class_of(name)(device=device, **_options(name, weights=weights, model=model, prefix=prefix))
 
 
-def describe(name: str, weights: str | None = None, model: str | None = None,
-             prefix: str | None = None) -> dict[str, Any]:
+def describe(
+    name: str, weights: str | None = None, model: str | None = None, prefix: str | None = None
+) -> dict[str, Any]:
     """What a record says of a judge, without loading its network: its ``Description`` and its ``record`` in one.
 
     Raises:
@@ -150,9 +157,17 @@ def describe(name: str, weights: str | None = None, model: str | None = None,
     """
     kind = _class_of(name)
     found = kind.description(**_options(name, weights=weights, model=model, prefix=prefix))
-    return {**found.record, "name": name, "sha256": found.sha256, "worlds": list(found.worlds),
-            "has_text": kind.has_text, "metric_name": found.metric_name, "resize": found.resize,
-            "feature_width": found.feature_width, "verified": found.verified}
+    return {
+        **found.record,
+        "name": name,
+        "sha256": found.sha256,
+        "worlds": list(found.worlds),
+        "has_text": kind.has_text,
+        "metric_name": found.metric_name,
+        "resize": found.resize,
+        "feature_width": found.feature_width,
+        "verified": found.verified,
+    }
 
 
 def _class_of(name: str) -> type[Judge]:

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.images import to_pixels
 from eval.judges import Description, Judge
 from eval.judges.clip_tags import VIT_B_32
 from eval.judges.clip_weights import Source, find_source
 from eval.judges.images import check_batch, in_batches
 from eval.judges.weights import MissingWeights, is_torchscript
+from eval.metrics.images import to_pixels
 
 IMAGE_BATCH, TEXT_BATCH = 64, 256
 
@@ -45,8 +45,9 @@ class ClipJudge(Judge):
     options = ("weights", "model", "prefix")
     has_text = True
 
-    def __init__(self, device: str | torch.device = "cpu", weights: str | None = None, model: str | None = None,
-                 prefix: str = "") -> None:
+    def __init__(
+        self, device: str | torch.device = "cpu", weights: str | None = None, model: str | None = None, prefix: str = ""
+    ) -> None:
         source = find_source(self.name, model, weights)
         super().__init__(self._described(source, prefix), device)
         self.prefix = prefix
@@ -63,12 +64,23 @@ class ClipJudge(Judge):
     def _described(source: Source, prefix: str) -> Description:
         size, how = source.image_size, source.preprocess
         details = source.label if source.verified else f"{source.label}, unverified weights"
-        record = {"model": source.label, "weights_file": source.path.name, "weights_tag": source.tag,
-                  "activation": "quick_gelu" if source.quick_gelu else "gelu", "prefix": prefix,
-                  "mean": list(how["mean"]), "std": list(how["std"])}
-        return Description(source.sha256, f"FD-CLIP ({details})",
-                           f"open_clip-pil-{how['resize_mode']}-{how['interpolation']}-{size}",
-                           source.config["embed_dim"], verified=source.verified, record=record)
+        record = {
+            "model": source.label,
+            "weights_file": source.path.name,
+            "weights_tag": source.tag,
+            "activation": "quick_gelu" if source.quick_gelu else "gelu",
+            "prefix": prefix,
+            "mean": list(how["mean"]),
+            "std": list(how["std"]),
+        }
+        return Description(
+            source.sha256,
+            f"FD-CLIP ({details})",
+            f"open_clip-pil-{how['resize_mode']}-{how['interpolation']}-{size}",
+            source.config["embed_dim"],
+            verified=source.verified,
+            record=record,
+        )
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
@@ -132,14 +144,20 @@ def _load(judge: str, source: Source, device: torch.device) -> torch.nn.Module:
         # The random start that the weights replace must not move the caller's random numbers. A TorchScript archive is
         # loaded by torch.jit, which unpickles nothing; anything else by weights_only.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")         # of TorchScript: deprecated, and what OpenAI's files are
+            warnings.simplefilter("ignore")  # of TorchScript: deprecated, and what OpenAI's files are
             network = open_clip.create_model(
-                source.model, None if source.folder else str(source.path), device=device, require_pretrained=True,
-                weights_only=not is_torchscript(source.path), force_preprocess_cfg=source.preprocess)
-    except Exception as error:      # of a dozen kinds, by file format
+                source.model,
+                None if source.folder else str(source.path),
+                device=device,
+                require_pretrained=True,
+                weights_only=not is_torchscript(source.path),
+                force_preprocess_cfg=source.preprocess,
+            )
+    except Exception as error:  # of a dozen kinds, by file format
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"judge {judge}: {source.path} does not hold the weights of {source.label}: "
-                         f"{reason}") from error
+        raise ValueError(
+            f"judge {judge}: {source.path} does not hold the weights of {source.label}: {reason}"
+        ) from error
     return network.float().eval().requires_grad_(False)
 
 
@@ -151,8 +169,10 @@ def _tokeniser(judge: str, source: Source) -> Any:
         return open_clip.get_tokenizer(source.model)
     except OSError as error:
         where = source.config["text_cfg"].get("hf_tokenizer_name", source.label)
-        raise MissingWeights(f"judge {judge}: the tokeniser of {source.label} is missing; get it by "
-                             f"`hf download {where}`, or set judge.weights to a folder that holds it") from error
+        raise MissingWeights(
+            f"judge {judge}: the tokeniser of {source.label} is missing; get it by "
+            f"`hf download {where}`, or set judge.weights to a folder that holds it"
+        ) from error
 
 
 def _transform(source: Source) -> Any:

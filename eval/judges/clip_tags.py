@@ -8,14 +8,21 @@ from typing import Any
 
 from eval.judges.weights import Published
 
-PREPROCESS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711),
-              "interpolation": "bicubic", "resize_mode": "shortest"}      # of OpenAI, and open_clip's default
+PREPROCESS = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}  # of OpenAI, and open_clip's default
 QUICK = "-quickgelu"
 # The network of the CLIP score, as open_clip's tables have it, so that a plan does not wait seconds to import them.
 VIT_B_32 = "ViT-B-32-quickgelu"
-VIT_B_32_CONFIG = {"embed_dim": 512, "quick_gelu": True,
-                   "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
-                   "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}}
+VIT_B_32_CONFIG = {
+    "embed_dim": 512,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
 VIT_B_32_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 
 
@@ -74,7 +81,7 @@ def tags_with(sha256: str) -> list[Tag]:
 
 
 def _tag(model: str, name: str, entry: dict[str, Any]) -> Tag:
-    name, url = name.lower().replace("-", "_"), entry.get("url", "")       # as open_clip spells it
+    name, url = name.lower().replace("-", "_"), entry.get("url", "")  # as open_clip spells it
     places = (Path("~/.cache/clip").expanduser() / url.rpartition("/")[2],) if url else ()
     file = Published(f"{model} ({name})", url, _stated_sha256(url), places, _hub_files(entry.get("hf_hub", "")))
     preprocess = {key: entry.get(key, value) for key, value in PREPROCESS.items()}

@@ -81,9 +81,11 @@ def find_source(judge: str, model: str | None, weights: str | None) -> Source:
         ValueError: a cached file has another hash.
     """
     if weights is None:
-        raise SettingError(f"judge {judge}: set judge.weights to a tag of open_clip, a file or a folder, and "
-                           "judge.model to a name of open_clip, such as judge.model=ViT-L-14 "
-                           "judge.weights=laion2b_s32b_b82k")
+        raise SettingError(
+            f"judge {judge}: set judge.weights to a tag of open_clip, a file or a folder, and "
+            "judge.model to a name of open_clip, such as judge.model=ViT-L-14 "
+            "judge.weights=laion2b_s32b_b82k"
+        )
     place = Path(weights.removeprefix("local-dir:")).expanduser()
     if weights.startswith("local-dir:") or (model is None and place.is_dir()):
         return _of_folder(judge, model, place)
@@ -100,8 +102,10 @@ def find_source(judge: str, model: str | None, weights: str | None) -> Source:
         return _source(model, config, find(judge, tag.file), tag.preprocess, tag.name)
     if not place.is_file() and not place.suffix and os.sep not in weights:
         names = tag_names(model)
-        raise SettingError(f"judge {judge}: judge.weights={weights!r} is neither a file nor a tag of {model}"
-                           f"{suggestion(weights, names)}; tags: {', '.join(names) or 'none'}")
+        raise SettingError(
+            f"judge {judge}: judge.weights={weights!r} is neither a file nor a tag of {model}"
+            f"{suggestion(weights, names)}; tags: {', '.join(names) or 'none'}"
+        )
     return _of_file(judge, model, config, place)
 
 
@@ -119,34 +123,48 @@ def _of_file(judge: str, model: str, config: dict[str, Any], path: Path) -> Sour
         _check_activation(judge, model, config, True, f"{setting} (a TorchScript archive, as only OpenAI's are)")
     choices = [tag_of(model, name).preprocess for name in tag_names(model)] or [PREPROCESS]
     if any(choice != choices[0] for choice in choices):
-        raise SettingError(f"judge {judge}: weights of {model} were published with different preprocessing, and the "
-                           f"hash of {path} is not known; give the folder with {CONFIG} instead")
+        raise SettingError(
+            f"judge {judge}: weights of {model} were published with different preprocessing, and the "
+            f"hash of {path} is not known; give the folder with {CONFIG} instead"
+        )
     return _source(model, config, file, choices[0], None)
 
 
 def _of_folder(judge: str, model: str | None, folder: Path) -> Source:
     if model is not None:
-        raise SettingError(f"judge {judge}: judge.weights={folder} is a folder, which says itself what model it holds: "
-                           "use judge=clip and leave out judge.model")
+        raise SettingError(
+            f"judge {judge}: judge.weights={folder} is a folder, which says itself what model it holds: "
+            "use judge=clip and leave out judge.model"
+        )
     files = [folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()]
     if not (folder / CONFIG).is_file() or not files:
-        raise MissingWeights(f"judge {judge}: judge.weights={folder} must be a folder with {CONFIG} and "
-                             f"{FOLDER_WEIGHTS[0]}")
+        raise MissingWeights(
+            f"judge {judge}: judge.weights={folder} must be a folder with {CONFIG} and {FOLDER_WEIGHTS[0]}"
+        )
     content = (folder / CONFIG).read_bytes()
     try:
         stored = json.loads(content)
         config, preprocess = stored["model_cfg"], PREPROCESS | stored.get("preprocess_cfg", {})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"judge {judge}: {folder / CONFIG} is no configuration of open_clip: {error!r}") from error
-    _check_text_parts(judge, config["text_cfg"], tokeniser=False)       # that lies in the folder
+    _check_text_parts(judge, config["text_cfg"], tokeniser=False)  # that lies in the folder
     parts = hashlib.sha256(content).hexdigest() + file_sha256(files[0])
     sha256 = hashlib.sha256(parts.encode()).hexdigest()
-    return Source(f"local-dir:{folder}", folder.name, files[0], sha256, False, config,
-                  {key: preprocess[key] for key in PREPROCESS}, folder=True)
+    return Source(
+        f"local-dir:{folder}",
+        folder.name,
+        files[0],
+        sha256,
+        False,
+        config,
+        {key: preprocess[key] for key in PREPROCESS},
+        folder=True,
+    )
 
 
-def _source(model: str, config: dict[str, Any], file: WeightsFile, preprocess: dict[str, Any],
-            tag: str | None) -> Source:
+def _source(
+    model: str, config: dict[str, Any], file: WeightsFile, preprocess: dict[str, Any], tag: str | None
+) -> Source:
     return Source(model, model, file.path, file.sha256, file.verified, config, preprocess, tag)
 
 
@@ -155,12 +173,14 @@ def _known_model(judge: str, model: str | None) -> tuple[str, dict[str, Any]]:
 
     if model is None:
         raise SettingError(f"judge {judge}: set judge.model to a name of open_clip, such as ViT-L-14")
-    name = model.replace("/", "-")          # OpenAI's spelling
+    name = model.replace("/", "-")  # OpenAI's spelling
     config = open_clip.get_model_config(name)
     if config is None:
         close = suggestion(name, open_clip.list_models())
-        raise SettingError(f"judge {judge}: judge.model={model!r} is not a model of open_clip{close}; "
-                           "python -c 'import open_clip; print(open_clip.list_models())' lists them")
+        raise SettingError(
+            f"judge {judge}: judge.model={model!r} is not a model of open_clip{close}; "
+            "python -c 'import open_clip; print(open_clip.list_models())' lists them"
+        )
     return name, config
 
 
@@ -170,8 +190,9 @@ def _check_activation(judge: str, model: str, config: dict[str, Any], quick: boo
 
     right = plain(model) + QUICK if quick else plain(model)
     if bool(config.get("quick_gelu", False)) != quick and right != model and open_clip.get_model_config(right):
-        raise SettingError(f"judge {judge}: {what} was trained {'with' if quick else 'without'} QuickGELU; "
-                           f"set judge.model={right}")
+        raise SettingError(
+            f"judge {judge}: {what} was trained {'with' if quick else 'without'} QuickGELU; set judge.model={right}"
+        )
 
 
 def _check_text_parts(judge: str, text: dict[str, Any], tokeniser: bool) -> None:
@@ -180,5 +201,7 @@ def _check_text_parts(judge: str, text: dict[str, Any], tokeniser: bool) -> None
     wanted += [(text.get("hf_tokenizer_name"), "tokenizer_config.json")] if tokeniser else []
     for repository, name in wanted:
         if repository and not hub_file(repository, name):
-            raise MissingWeights(f"judge {judge}: the text tower needs {name} of {repository}, which is not in the "
-                                 f"cache of the Hugging Face Hub; get it by `hf download {repository}`")
+            raise MissingWeights(
+                f"judge {judge}: the text tower needs {name} of {repository}, which is not in the "
+                f"cache of the Hugging Face Hub; get it by `hf download {repository}`"
+            )

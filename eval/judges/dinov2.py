@@ -47,8 +47,13 @@ def published(model: str) -> Published:
     size = SIZES[model]
     file = f"dinov2_vit{size.letter}14_pretrain.pth"
     url = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size.letter}14/{file}"
-    return Published(f"DINOv2 {model}", url, size.sha256, (Path(torch.hub.get_dir()) / "checkpoints" / file,),
-                     ((f"timm/vit_{model}_patch14_dinov2.lvd142m", "model.safetensors"),))
+    return Published(
+        f"DINOv2 {model}",
+        url,
+        size.sha256,
+        (Path(torch.hub.get_dir()) / "checkpoints" / file,),
+        ((f"timm/vit_{model}_patch14_dinov2.lvd142m", "model.safetensors"),),
+    )
 
 
 class DINOv2Judge(Judge):
@@ -71,8 +76,9 @@ class DINOv2Judge(Judge):
     def __init__(self, device: str | torch.device = "cpu", weights: str | None = None, model: str = "large") -> None:
         super().__init__(self.description(weights, model), device)
         self.network = _load(_file(weights, model).path, model).to(self.device)
-        self.mean, self.std = (torch.tensor(values, device=self.device).view(3, 1, 1)
-                               for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
     @classmethod
     def description(cls, weights: str | None = None, model: str = "large") -> Description:
@@ -83,8 +89,9 @@ class DINOv2Judge(Judge):
         details = ([] if model == "large" else [model]) + ([] if file.verified else ["unverified weights"])
         name = "FD-DINOv2" + (f" ({', '.join(details)})" if details else "")
         record = {"model": model, "weights_file": file.path.name, "weights_url": published(model).url}
-        return Description(file.sha256, name, f"bicubic-antialias-{SIDE}", SIZES[model].width,
-                           verified=file.verified, record=record)
+        return Description(
+            file.sha256, name, f"bicubic-antialias-{SIDE}", SIZES[model].width, verified=file.verified, record=record
+        )
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ def _load(path: Path, model: str) -> nn.Module:
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    with torch.device("meta"):      # no time and no random numbers for values that are replaced
+    with torch.device("meta"):  # no time and no random numbers for values that are replaced
         network = timm.create_model(f"vit_{model}_patch14_dinov2", pretrained=False, img_size=SIDE)
     state = _tensors(path)
     try:
@@ -129,8 +136,10 @@ def _load(path: Path, model: str) -> nn.Module:
         network.load_state_dict(checkpoint_filter_fn(state, network), assign=True)
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[:2]
-        raise ValueError(f"judge dinov2: {path} does not hold the {model} network as Meta's .pth or timm's "
-                         f".safetensors do: {' '.join(reason)}") from error
+        raise ValueError(
+            f"judge dinov2: {path} does not hold the {model} network as Meta's .pth or timm's "
+            f".safetensors do: {' '.join(reason)}"
+        ) from error
     return network.float().eval().requires_grad_(False)
 
 
@@ -139,7 +148,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:          # a file of another kind makes torch.load fail in many ways, KeyError too
+    except Exception as error:  # a file of another kind makes torch.load fail in many ways, KeyError too
         raise ValueError(f"judge dinov2: {path} holds no weights: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"judge dinov2: {path} holds no table of tensors")

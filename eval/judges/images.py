@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.images import check_images
+from eval.metrics.images import check_images
 
 
 def check_batch(images: Tensor) -> None:

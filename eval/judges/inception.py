@@ -22,7 +22,7 @@ FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
 # As k-diffusion pins it (k_diffusion/evaluation.py, github.com/crowsonkb/k-diffusion).
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-CLEANFID = Path("./" if platform.system() == "Windows" else "/tmp")      # hard-coded there (cleanfid/features.py)
+CLEANFID = Path("./" if platform.system() == "Windows" else "/tmp")  # hard-coded there (cleanfid/features.py)
 SIZE, WIDTH = 299, 2048
 BATCH = 32
 
@@ -58,8 +58,14 @@ class InceptionJudge(Judge):
         """What is known without loading the network."""
         file = given(cls.name, weights, published()) if weights else find(cls.name, published())
         name = "FID" if file.verified else "FD-Inception (unverified weights)"
-        return Description(file.sha256, name, f"clean-fid-clean-{SIZE}", WIDTH, verified=file.verified,
-                           record={"weights_file": file.path.name, "weights_url": URL})
+        return Description(
+            file.sha256,
+            name,
+            f"clean-fid-clean-{SIZE}",
+            WIDTH,
+            verified=file.verified,
+            record={"weights_file": file.path.name, "weights_url": URL},
+        )
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
@@ -77,7 +83,7 @@ class InceptionJudge(Judge):
 
 def _features(layers: torch.nn.Module, images: Tensor) -> Tensor:
     pixels = (images + 1) * 127.5
-    return layers((pixels - 128) / 128).view(len(images), WIDTH)        # the range that clean-fid gives it
+    return layers((pixels - 128) / 128).view(len(images), WIDTH)  # the range that clean-fid gives it
 
 
 def _load(path: Path, device: torch.device) -> torch.nn.Module:
@@ -90,11 +96,13 @@ def _load(path: Path, device: torch.device) -> torch.nn.Module:
         raise ValueError(f"judge inception: {path} is not a TorchScript archive, or half of one; {FILE} is needed")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)      # TorchScript is deprecated, and what this file is
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and what this file is
             layers = torch.jit.load(path, map_location=device).eval().layers
         with torch.inference_mode():
             _features(layers, torch.zeros(2, 3, SIZE, SIZE, device=device))
     except (RuntimeError, AttributeError) as error:
-        raise ValueError(f"judge inception: {path} does not turn images [N, 3, {SIZE}, {SIZE}] into features "
-                         f"[N, {WIDTH}] through `layers`, as {FILE} does: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"judge inception: {path} does not turn images [N, 3, {SIZE}, {SIZE}] into features "
+            f"[N, {WIDTH}] through `layers`, as {FILE} does: {str(error).splitlines()[0]}"
+        ) from error
     return layers

@@ -29,8 +29,8 @@ from iris.errors import SettingError
 
 WEIGHTS = Path(__file__).with_name("shapes.safetensors")
 RECORD = Path(__file__).with_name("shapes.json")
-PAD, START = 0, 1                               # the end token is the last id: open_clip pools at the highest id
-BATCH = 256                                     # images or captions that go through a tower at once
+PAD, START = 0, 1  # the end token is the last id: open_clip pools at the highest id
+BATCH = 256  # images or captions that go through a tower at once
 
 
 class WordTokenizer:
@@ -57,12 +57,14 @@ class WordTokenizer:
             words = re.findall(r"\w+", text.lower())
             unknown = [word for word in words if word not in self.ids]
             if unknown:
-                raise SettingError(f"judge shapes does not know the word '{unknown[0]}' of the caption '{text}'; "
-                                   "choose another judge for captions from outside the drawn worlds")
+                raise SettingError(
+                    f"judge shapes does not know the word '{unknown[0]}' of the caption '{text}'; "
+                    "choose another judge for captions from outside the drawn worlds"
+                )
             if len(words) + 2 > self.context_length:
                 limit = self.context_length - 2
                 raise SettingError(f"judge shapes reads captions of up to {limit} words, not '{text}'")
-            row[:len(words) + 2] = torch.tensor([START, *(self.ids[word] for word in words), self.end])
+            row[: len(words) + 2] = torch.tensor([START, *(self.ids[word] for word in words), self.end])
         return rows
 
 
@@ -76,7 +78,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, architecture: dict[str, Any], heads: dict[str, dict[str, int]]) -> None:
         super().__init__()
-        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg    # seconds that a description does without
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # seconds that a description does without
 
         width = architecture["embed_dim"]
         self.clip = CLIP(width, CLIPVisionCfg(**architecture["vision_cfg"]), CLIPTextCfg(**architecture["text_cfg"]))
@@ -105,13 +107,19 @@ class ShapesJudge(Judge):
         stored = json.loads(record.read_text())
         # Embeddings in units of their own size, so that FID and the cubic kernel of KID are numbers of a readable size.
         self.feature_rms = stored["record"].get("feature_rms", 1.0)
-        self.classes = {world: {name: len(values) for name, values in attributes.items()}
-                        for world, attributes in stored["attributes"].items()}
+        self.classes = {
+            world: {name: len(values) for name, values in attributes.items()}
+            for world, attributes in stored["attributes"].items()
+        }
         self.size = stored["architecture"]["vision_cfg"]["image_size"]
         self.tokenizer = WordTokenizer(stored["vocabulary"], stored["architecture"]["text_cfg"]["context_length"])
         self.towers = TwoTowers(stored["architecture"], self.classes)
-        self.towers.load_state_dict({name: value.float() if value.is_floating_point() else value
-                                     for name, value in safetensors.torch.load_file(weights).items()})
+        self.towers.load_state_dict(
+            {
+                name: value.float() if value.is_floating_point() else value
+                for name, value in safetensors.torch.load_file(weights).items()
+            }
+        )
         self.towers.eval().requires_grad_(False).to(self.device)
 
     @classmethod
@@ -123,12 +131,20 @@ class ShapesJudge(Judge):
         stored = json.loads(record.read_text())
         sha256 = file_sha256(weights)
         if sha256 != stored["record"]["sha256"]:
-            raise ValueError(f"judge shapes: {weights} has sha256 {sha256}, its record says "
-                             f"{stored['record']['sha256']}; restore the file or train the judge again")
+            raise ValueError(
+                f"judge shapes: {weights} has sha256 {sha256}, its record says "
+                f"{stored['record']['sha256']}; restore the file or train the judge again"
+            )
         architecture = stored["architecture"]
         size = architecture["vision_cfg"]["image_size"]
-        return Description(sha256, "FD (shapes)", f"bicubic-antialias-{size}", architecture["embed_dim"],
-                           tuple(stored["attributes"]), record=stored["record"])
+        return Description(
+            sha256,
+            "FD (shapes)",
+            f"bicubic-antialias-{size}",
+            architecture["embed_dim"],
+            tuple(stored["attributes"]),
+            record=stored["record"],
+        )
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:

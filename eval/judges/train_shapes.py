@@ -34,8 +34,8 @@ from iris.data.world import Pictures, World
 
 STEPS, BATCH, GROUP, RATE, WARM_UP, WEIGHT_DECAY = 1100, 256, 4, 3e-3, 100, 0.02
 CONTEXT, WIDTH = 18, 64
-MEASURED_SEED = 1_000_003                       # of the pictures that the record is measured on
-RETRIEVED, MEASURED = 256, 2048                 # pictures a retrieval round, pictures an attribute accuracy
+MEASURED_SEED = 1_000_003  # of the pictures that the record is measured on
+RETRIEVED, MEASURED = 256, 2048  # pictures a retrieval round, pictures an attribute accuracy
 ROUNDS = 4
 
 
@@ -81,7 +81,7 @@ def draw_batch(world: World, count: int, seed: int, step: int) -> tuple[Tensor, 
     bits = random_bits(key_of("judge", world.name, seed, step), np.arange(count), 4 + world.jitters)
     rows = neighbours(world, count // GROUP, bits[:, :3])
     columns = world.columns(rows)
-    size = 32 if step % 2 else world.size       # shapes2 may also be generated at 32
+    size = 32 if step % 2 else world.size  # shapes2 may also be generated at 32
     images = world.render(columns, unit(bits[:, 4:]), size)
     captions = world.caption(columns, (bits[:, 3] % np.uint64(world.phrasings)).astype(np.int64))
     return torch.from_numpy(images).permute(0, 3, 1, 2), captions, rows
@@ -90,7 +90,7 @@ def draw_batch(world: World, count: int, seed: int, step: int) -> tuple[Tensor, 
 def spoil(images: Tensor, draw: torch.Generator) -> Tensor:
     """Blur, noise and tint float images [B, 3, H, W] in [-1, 1]; one width of blur for all of them."""
     sigma = 0.2 + 0.8 * float(torch.rand((), generator=draw)) * images.shape[-1] / 32
-    tap = torch.exp(-torch.arange(-3.0, 4.0) ** 2 / (2 * sigma**2))
+    tap = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * sigma**2))
     kernel = (tap / tap.sum()).expand(3, 1, 1, 7)
     spoiled = F.conv2d(F.pad(images, (3, 3, 3, 3), mode="replicate"), kernel, groups=3)
     spoiled = F.conv2d(spoiled, kernel.transpose(2, 3), groups=3)
@@ -110,7 +110,7 @@ def training_images(pictures: Tensor, size: int, draw: torch.Generator) -> Tenso
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """CLIP's symmetric loss of unit embeddings [B, D]; every caption of a picture's tuple is right: ``same`` [B, B]."""
     logits = scale * image @ text.T
-    target = same / same.sum(dim=1, keepdim=True)           # symmetric, so that it serves both directions
+    target = same / same.sum(dim=1, keepdim=True)  # symmetric, so that it serves both directions
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -142,10 +142,11 @@ def train(towers: TwoTowers, tokenizer: WordTokenizer, steps: int, seed: int) ->
     plain = [p for p in towers.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / WARM_UP, 1.0) * (
-        0.5 + 0.5 * math.cos(math.pi * step / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / WARM_UP, 1.0) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
     started = time.monotonic()
-    towers.train().to(memory_format=torch.channels_last)       # the image tower is 1.5 times as fast on CPU
+    towers.train().to(memory_format=torch.channels_last)  # the image tower is 1.5 times as fast on CPU
     for step in range(steps):
         loss, parts = train_step(towers, tokenizer, seed, step)
         if not math.isfinite(loss.item()):
@@ -157,8 +158,11 @@ def train(towers: TwoTowers, tokenizer: WordTokenizer, steps: int, seed: int) ->
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
             seconds = time.monotonic() - started
-            print(f"step {step:5d}/{steps}  contrast {parts['contrast']:.3f}  attributes {parts['attributes']:.3f}  "
-                  f"{(step + 1) * BATCH / seconds:.0f} pictures/s  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step:5d}/{steps}  contrast {parts['contrast']:.3f}  attributes {parts['attributes']:.3f}  "
+                f"{(step + 1) * BATCH / seconds:.0f} pictures/s  {seconds:.0f} s",
+                flush=True,
+            )
 
 
 def as_tensor(pictures: Pictures) -> Tensor:
@@ -166,8 +170,9 @@ def as_tensor(pictures: Pictures) -> Tensor:
     return torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def attribute_accuracy(judge: ShapesJudge, world: World, split: str, count: int, seed: int,
-                       spoiled: bool = False) -> dict[str, float]:
+def attribute_accuracy(
+    judge: ShapesJudge, world: World, split: str, count: int, seed: int, spoiled: bool = False
+) -> dict[str, float]:
     """Share of pictures whose attribute is read rightly, for each attribute, and "caption" for all of them at once.
 
     With ``spoiled``, of blurred, noised and tinted pictures, in portions of 128 that each have their own blur.
@@ -200,12 +205,15 @@ def measure(judge: ShapesJudge) -> dict[str, Any]:
             rounds = [retrieval(judge, world, split, MEASURED_SEED + i) for i in range(ROUNDS)]
             figures["retrieval_at_1"][f"{name}/{split}"] = round(sum(rounds) / ROUNDS, 5)
             figures["attribute_accuracy"][f"{name}/{split}"] = attribute_accuracy(
-                judge, world, split, MEASURED, MEASURED_SEED)
+                judge, world, split, MEASURED, MEASURED_SEED
+            )
             figures["attribute_accuracy_spoiled"][f"{name}/{split}"] = attribute_accuracy(
-                judge, world, split, MEASURED, MEASURED_SEED, spoiled=True)
+                judge, world, split, MEASURED, MEASURED_SEED, spoiled=True
+            )
     figures["measured_on"] = (
         f"{MEASURED} pictures a split for accuracies, {ROUNDS} x {RETRIEVED} for retrieval, seed {MEASURED_SEED}: "
-        "pictures that training never drew, of attribute tuples that it did (a judge must know them all)")
+        "pictures that training never drew, of attribute tuples that it did (a judge must know them all)"
+    )
     return figures
 
 
@@ -215,10 +223,15 @@ def save(towers: TwoTowers, words: list[str], weights: Path, record: dict[str, A
     data = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
     weights.parent.mkdir(parents=True, exist_ok=True)
     weights.write_bytes(data)
-    attributes = {name: {key: list(values) for key, values in world.attributes.items()}
-                  for name, world in WORLDS.items()}
-    content = {"architecture": architecture(len(words) + 3), "attributes": attributes, "vocabulary": words,
-               "record": {**record, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
+    attributes = {
+        name: {key: list(values) for key, values in world.attributes.items()} for name, world in WORLDS.items()
+    }
+    content = {
+        "architecture": architecture(len(words) + 3),
+        "attributes": attributes,
+        "vocabulary": words,
+        "record": {**record, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+    }
     file = weights.with_suffix(".json")
     file.write_text(json.dumps(content, indent=1) + "\n")
     return measure_again(weights)
@@ -258,18 +271,30 @@ def make(steps: int, seed: int, out: Path) -> ShapesJudge:
     """Train from scratch on this process's threads and write weights and record."""
     torch.manual_seed(seed)
     words = vocabulary()
-    towers = TwoTowers(architecture(len(words) + 3), {
-        name: {key: len(values) for key, values in world.attributes.items()} for name, world in WORLDS.items()})
+    towers = TwoTowers(
+        architecture(len(words) + 3),
+        {name: {key: len(values) for key, values in world.attributes.items()} for name, world in WORLDS.items()},
+    )
     started = time.monotonic()
     train(towers, WordTokenizer(words, CONTEXT), steps, seed)
     threads = torch.get_num_threads()
-    return save(towers, words, out, {
-        "name": "shapes",
-        "command": f"python -m eval.judges.train_shapes --steps {steps} --seed {seed} --threads {threads}",
-        "torch": torch.__version__, "seconds": round(time.monotonic() - started), "steps": steps, "batch": BATCH,
-        "seed": seed, "threads": threads, "parameters": sum(p.numel() for p in towers.parameters()),
-        "worlds": {name: world.version for name, world in WORLDS.items()},
-    })
+    return save(
+        towers,
+        words,
+        out,
+        {
+            "name": "shapes",
+            "command": f"python -m eval.judges.train_shapes --steps {steps} --seed {seed} --threads {threads}",
+            "torch": torch.__version__,
+            "seconds": round(time.monotonic() - started),
+            "steps": steps,
+            "batch": BATCH,
+            "seed": seed,
+            "threads": threads,
+            "parameters": sum(p.numel() for p in towers.parameters()),
+            "worlds": {name: world.version for name, world in WORLDS.items()},
+        },
+    )
 
 
 if __name__ == "__main__":

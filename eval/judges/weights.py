@@ -118,8 +118,10 @@ def _cached(judge: str, path: Path, published: Published) -> WeightsFile:
     blob = path.resolve().name if re.fullmatch("[0-9a-f]{64}", path.resolve().name) else ""
     wanted = blob or (published.sha256 if path in published.places else "")
     if not sha256.startswith(wanted):
-        raise ValueError(f"judge {judge}: {path} has sha256 {sha256}, {published.label} has {wanted}: a broken "
-                         "download? Delete it and get it again")
+        raise ValueError(
+            f"judge {judge}: {path} has sha256 {sha256}, {published.label} has {wanted}: a broken "
+            "download? Delete it and get it again"
+        )
     return WeightsFile(path, sha256, _is(path, sha256, published))
 
 
@@ -133,5 +135,7 @@ def _how_to_get(published: Published) -> str:
         from huggingface_hub import constants
 
         ways.append(f"the Hugging Face cache {constants.HF_HUB_CACHE} by `hf download {' '.join(published.hub[0])}`")
-    return f"the weights of {published.label} are missing. Get them from {'; or into '.join(ways)}. " \
-           "Or set judge.weights to where they are"
+    return (
+        f"the weights of {published.label} are missing. Get them from {'; or into '.join(ways)}. "
+        "Or set judge.weights to where they are"
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from eval.subjects.base import SampleSettings, Subject
 from eval.subjects.images import SUFFIXES, holds_images
 from iris.errors import SettingError, require_choice
-from iris.hub import is_hub_name
+from iris.io.hub import is_hub_name
 
 __all__ = ["KINDS", "SampleSettings", "Subject", "kind_of", "open_subject"]
 
@@ -54,8 +54,10 @@ def kind_of(model: str) -> str:
     if place.suffix in SUFFIXES and place.is_file():
         return "images"
     if not place.exists() and is_hub_name(model) and "/" in model:
-        raise SettingError(f"model={model}: no such folder; if it is a name on the Hugging Face hub, say which kind of "
-                           "model: kind=iris or kind=diffusers")
+        raise SettingError(
+            f"model={model}: no such folder; if it is a name on the Hugging Face hub, say which kind of "
+            "model: kind=iris or kind=diffusers"
+        )
     if not place.is_dir():
         raise SettingError(f"model={model}: no such folder or array file ({', '.join(SUFFIXES)})")
     if (place / "model_index.json").is_file():
@@ -64,5 +66,7 @@ def kind_of(model: str) -> str:
         return "iris"
     if holds_images(place):
         return "images"
-    raise SettingError(f"model={model}: expected a saved model (config.json), a diffusers pipeline (model_index.json) "
-                       "or a folder of images")
+    raise SettingError(
+        f"model={model}: expected a saved model (config.json), a diffusers pipeline (model_index.json) "
+        "or a folder of images"
+    )

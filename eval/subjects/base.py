@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.workers import Loader
+from eval.speed.workers import Loader
 from iris.errors import SettingError
 from iris.settings import number
 
-BLOCK = 1 << 20     # bytes read at a time
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model")       # weights, configurations, tokenizers
+BLOCK = 1 << 20  # bytes read at a time
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # weights, configurations, tokenizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Subject(ABC):
         captions: of stored images, one each; None: there are none, or any caption can be asked for.
         count: of stored images; None: as many as one likes.
         batch: images made at once.
-        loads_parts: whether the loader can load a part alone (``eval.workers.Loader``).
+        loads_parts: whether the loader can load a part alone (``eval.speed.workers.Loader``).
         notes: what a reader of the numbers should know.
     """
 
@@ -110,7 +110,7 @@ class Subject(ABC):
             ValueError: an image that cannot be measured.
         """
 
-    def check(self, captions: Sequence[str]) -> None:
+    def check(self, captions: Sequence[str]) -> None:  # noqa: B027 (most subjects read any)
         """Raise a SettingError if a caption cannot be read, before an image is made of any."""
 
     def example(self) -> str:

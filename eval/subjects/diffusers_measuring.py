@@ -1,4 +1,4 @@
-"""What measuring processes load of a diffusers pipeline: see ``eval.workers.Loader``."""
+"""What measuring processes load of a diffusers pipeline: see ``eval.speed.workers.Loader``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from eval.subjects.diffusers_model import load, networks
-from iris.randomness import generator as addressed
+from iris.randomness import addressed
 
-DECODER = "vae"     # of which a pipeline calls ``decode``; of the other networks it calls ``forward``
+DECODER = "vae"  # of which a pipeline calls ``decode``; of the other networks it calls ``forward``
 
 
 @dataclass
 class Part:
-    """A network of the pipeline with the arguments of its last call; see ``eval.workers.Loader`` for the attributes."""
+    """A network of the pipeline with the arguments of its last call; see ``eval.speed.workers.Loader`` for the attributes."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -71,7 +71,7 @@ def _imports(given: dict[str, Any]) -> None:
     for library, name in [entry for entry in index.values() if isinstance(entry, list) and len(entry) == 2]:
         for module in (diffusers, transformers):
             if module.__name__ == library and name:
-                getattr(module, name, None)     # both libraries import a class when it is asked for
+                getattr(module, name, None)  # both libraries import a class when it is asked for
     getattr(diffusers, index.get("_class_name", ""), None)
 
 
@@ -97,7 +97,7 @@ def recorded(pipeline: Any, device: str) -> Iterator[dict[str, Part]]:
         yield parts
     finally:
         for network, method in replaced:
-            delattr(network, method)        # the class's own shows again
+            delattr(network, method)  # the class's own shows again
 
 
 def size_of(network: nn.Module) -> int:

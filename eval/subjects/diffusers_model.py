@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.images import check_images, to_pixels
+from eval.metrics.images import check_images, to_pixels
+from eval.speed.workers import Loader
 from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
-from eval.workers import Loader
 from iris.errors import SettingError
-from iris.hub import no_answer
-from iris.randomness import generator as addressed
+from iris.io.hub import no_answer
+from iris.randomness import addressed
 
 INDEX = "model_index.json"
 # Setting -> argument of the pipeline's call.
@@ -83,9 +83,17 @@ class DiffusersModel(Subject):
         return {"parameters": count, **counted}
 
     def loader(self, caption: str, parts: bool = False) -> Loader:
-        return Loader("eval.subjects.diffusers_measuring:load_for_measuring", {
-            "folder": str(self.root.resolve()), "caption": caption, "dtype": self.dtype, "device": self.device,
-            "call": self.call, "parts": parts})
+        return Loader(
+            "eval.subjects.diffusers_measuring:load_for_measuring",
+            {
+                "folder": str(self.root.resolve()),
+                "caption": caption,
+                "dtype": self.dtype,
+                "device": self.device,
+                "call": self.call,
+                "parts": parts,
+            },
+        )
 
 
 def find(model: str) -> Path:
@@ -106,8 +114,10 @@ def find(model: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(model, use_safetensors=True, local_files_only=offline))
     except Exception as error:
-        raise SettingError(f"model={model}: neither a folder nor a pipeline that the hub or its cache gives "
-                           f"({str(error).splitlines()[0]})") from error
+        raise SettingError(
+            f"model={model}: neither a folder nor a pipeline that the hub or its cache gives "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def load(folder: Path, dtype: str, device: str) -> Any:
@@ -119,20 +129,22 @@ def load(folder: Path, dtype: str, device: str) -> Any:
     import diffusers
     import transformers
 
-    for library in (diffusers, transformers):       # the terminal belongs to the command's own progress
+    for library in (diffusers, transformers):  # the terminal belongs to the command's own progress
         library.utils.logging.disable_progress_bar()
     try:
         checked = "safety_checker" in json.loads((folder / INDEX).read_text(encoding="utf-8"))
         options = {"safety_checker": None, "requires_safety_checker": False} if checked else {}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)       # which older releases need
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)  # which older releases need
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **options)
-    except Exception as error:      # diffusers, transformers and their file readers raise nearly anything
+                folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **options
+            )
+    except Exception as error:  # diffusers, transformers and their file readers raise nearly anything
         raise SettingError(f"model={folder}: not a pipeline that diffusers can load: {error}") from error
     if "prompt" not in inspect.signature(type(pipeline).__call__).parameters:
-        raise SettingError(f"model={folder}: {type(pipeline).__name__} takes no prompt; text-to-image pipelines are "
-                           "measured")
+        raise SettingError(
+            f"model={folder}: {type(pipeline).__name__} takes no prompt; text-to-image pipelines are measured"
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -147,8 +159,9 @@ def call_arguments(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if CALLED[name] not in taken:
             raise SettingError(f"sample.{name}: {type(pipeline).__name__} takes no {CALLED[name]}")
-    arguments = {argument: given.get(name, taken[argument].default) for name, argument in CALLED.items()
-                 if argument in taken}
+    arguments = {
+        argument: given.get(name, taken[argument].default) for name, argument in CALLED.items() if argument in taken
+    }
     side = native_size(pipeline)
     for name in ("height", "width"):
         if arguments.get(name) is None:

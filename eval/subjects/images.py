@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.images import check_images, to_pixels
+from eval.metrics.images import check_images, to_pixels
 from eval.subjects.base import SampleSettings, Subject
 from iris.errors import SettingError
 
@@ -22,8 +22,8 @@ SUFFIXES = (".npy", ".npz")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 METADATA = ("metadata.jsonl", "metadata.csv", "captions.txt")
-FILE_NAME, TEXT = "file_name", "text"       # columns, as ``datasets``' image folders have them
-NAMED = 5                                   # files that a message lists
+FILE_NAME, TEXT = "file_name", "text"  # columns, as ``datasets``' image folders have them
+NAMED = 5  # files that a message lists
 
 
 class StoredImages(Subject):
@@ -98,8 +98,10 @@ def read_folder(folder: Path) -> tuple[list[Path], list[str] | None]:
     if source.suffix == ".txt":
         lines = text.splitlines()
         if len(lines) != len(files):
-            raise SettingError(f"model={folder}: captions: {source.name} has {len(lines)} lines for {len(files)} "
-                               "images; one each is needed")
+            raise SettingError(
+                f"model={folder}: captions: {source.name} has {len(lines)} lines for {len(files)} "
+                "images; one each is needed"
+            )
         return files, _not_empty(lines, [file.name for file in files], source)
     return _matched(files, _rows(text, source), source)
 
@@ -107,16 +109,21 @@ def read_folder(folder: Path) -> tuple[list[Path], list[str] | None]:
 def _rows(text: str, source: Path) -> dict[str, str]:
     """file_name -> text."""
     try:
-        rows = list(csv.DictReader(text.splitlines())) if source.suffix == ".csv" else [
-            json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = (
+            list(csv.DictReader(text.splitlines()))
+            if source.suffix == ".csv"
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
     except ValueError as error:
         raise SettingError(f"model={source.parent}: {source.name} cannot be read: {error}") from error
     found: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get(FILE_NAME), str) or not isinstance(row.get(TEXT), str):
             columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise SettingError(f"model={source.parent}: {source.name}, row {number}: {FILE_NAME} and {TEXT} are needed "
-                               f"as strings, it has {columns}")
+            raise SettingError(
+                f"model={source.parent}: {source.name}, row {number}: {FILE_NAME} and {TEXT} are needed "
+                f"as strings, it has {columns}"
+            )
         if row[FILE_NAME] in found:
             raise SettingError(f"model={source.parent}: {source.name} names {row[FILE_NAME]} twice")
         found[row[FILE_NAME]] = row[TEXT]
@@ -128,12 +135,15 @@ def _matched(files: list[Path], rows: dict[str, str], source: Path) -> tuple[lis
     names = [file.relative_to(folder).as_posix() for file in files]
     lacking = [name for name in names if name not in rows]
     if lacking:
-        raise SettingError(f"model={folder}: captions: {source.name} has none for {len(lacking)} of {len(files)} "
-                           f"images: {_listed(lacking)}")
+        raise SettingError(
+            f"model={folder}: captions: {source.name} has none for {len(lacking)} of {len(files)} "
+            f"images: {_listed(lacking)}"
+        )
     missing = sorted(set(rows) - set(names))
     if missing:
-        raise SettingError(f"model={folder}: {source.name} names {len(missing)} images that are not there: "
-                           f"{_listed(missing)}")
+        raise SettingError(
+            f"model={folder}: {source.name} names {len(missing)} images that are not there: {_listed(missing)}"
+        )
     return files, _not_empty([rows[name] for name in names], names, source)
 
 
@@ -199,7 +209,7 @@ def _pixels(file: Path) -> np.ndarray:
     with _opened(file) as image:
         try:
             return np.asarray(image)
-        except (OSError, SyntaxError) as error:     # the latter from damaged PNGs
+        except (OSError, SyntaxError) as error:  # the latter from damaged PNGs
             raise SettingError(f"model={file}: the picture is damaged ({error})") from error
 
 

@@ -14,20 +14,27 @@ import torch
 from torch import Tensor
 
 import iris
+from eval.speed.workers import Loader
 from eval.subjects.base import MODEL_FILES, SampleSettings, Subject, digest_of
-from eval.workers import Loader
-from iris.data.latent_cache import latent_digest
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
-from iris.hub import fetch
-from iris.mixers import source_digest
+from iris.io.hub import fetch
+from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
+from iris.nn.mixers import source_digest
 from iris.pipeline import IrisPipeline
-from iris.sampling import SamplingSettings
-from iris.saved import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
+from iris.stages.latent_cache import latent_digest
 
 # Of ``SamplingSettings`` -> of the pipeline's call, whose defaults hold where nothing is set.
-CALLED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "sampler": "sampler", "shift": "shift",
-          "iterations": "num_iterations", "guidance_start": "guidance_start", "guidance_end": "guidance_end",
-          "guidance_rescale": "guidance_rescale"}
+CALLED = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "sampler": "sampler",
+    "shift": "shift",
+    "iterations": "num_iterations",
+    "guidance_start": "guidance_start",
+    "guidance_end": "guidance_end",
+    "guidance_rescale": "guidance_rescale",
+}
 
 
 class IrisModel(Subject):
@@ -72,7 +79,7 @@ class IrisModel(Subject):
             mixer, latent = self._config["generator"]["mixer"], self._config["latent"]["options"].get("source")
             text = None if (self.root / TEXT_ENCODER).is_dir() else self._config["text"].get("source")
         except (KeyError, TypeError, AttributeError):
-            return []       # the pipeline will say what is wrong
+            return []  # the pipeline will say what is wrong
         found = [self.pipeline.model.text.fingerprint()] if text else []
         found += [latent_digest(self.pipeline.latent)] if latent else []
         return found + ([source_digest(mixer)] if ":" in mixer else [])
@@ -89,7 +96,7 @@ class IrisModel(Subject):
         """The model, loaded."""
         pipeline = IrisPipeline.from_pretrained(self.root, torch_dtype=getattr(torch, self.dtype)).to(self.device)
         pipeline.model.generator.register_forward_hook(lambda module, given, output: self._finite("generator", output))
-        decoded = pipeline.latent.synthesise        # as decode() calls it, before values are clipped
+        decoded = pipeline.latent.synthesise  # as decode() calls it, before values are clipped
         pipeline.latent.synthesise = lambda latents: self._finite("decoder", decoded(latents))
         return pipeline
 
@@ -113,9 +120,16 @@ class IrisModel(Subject):
 
     def loader(self, caption: str, parts: bool = False) -> Loader:
         sampling = {name: value for name, value in self.sampling.items() if value is not None}
-        return Loader("iris.measuring:load_for_measuring", {
-            "folder": str(self.root.resolve()), "caption": caption, "dtype": self.dtype, "device": self.device,
-            **sampling})
+        return Loader(
+            "eval.models.loading:load_for_measuring",
+            {
+                "folder": str(self.root.resolve()),
+                "caption": caption,
+                "dtype": self.dtype,
+                "device": self.device,
+                **sampling,
+            },
+        )
 
 
 @cache

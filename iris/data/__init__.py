@@ -7,5 +7,21 @@ from iris.data.settings import KINDS, READY, SourceSettings, settings
 from iris.data.source import Batch, Example, Source, Stream, collate
 from iris.data.sources import SOURCES, WORLDS, fingerprint, load
 
-__all__ = ["KINDS", "READY", "SOURCES", "WORLDS", "Batch", "Decoded", "Example", "Source", "SourceSettings", "Stream",
-           "collate", "fingerprint", "load", "open_source", "pixels", "settings"]
+__all__ = [
+    "KINDS",
+    "READY",
+    "SOURCES",
+    "WORLDS",
+    "Batch",
+    "Decoded",
+    "Example",
+    "Source",
+    "SourceSettings",
+    "Stream",
+    "collate",
+    "fingerprint",
+    "load",
+    "open_source",
+    "pixels",
+    "settings",
+]

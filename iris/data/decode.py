@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
 
-SMALLEST = 8                                    # pixels a side
-NAMED = 5                                       # bad rows that an error message lists
-ROWS = 512                                      # rows held undecoded at once
+SMALLEST = 8  # pixels a side
+NAMED = 5  # bad rows that an error message lists
+ROWS = 512  # rows held undecoded at once
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pixels(dataset: datasets.Dataset, size: int, max_bad: float = 0.01) -> Decod
     raw = dataset.select_columns(["image"]).cast_column("image", hf.Image(decode=False))
     rows = dataset["row"] if "row" in dataset.column_names else range(len(dataset))
     for start in range(0, len(raw), ROWS):
-        for i, cell in enumerate(raw[start:start + ROWS]["image"], start):
+        for i, cell in enumerate(raw[start : start + ROWS]["image"], start):
             problem = None if captions[i] else "empty caption"
             if problem is None:
                 problem = _decode_into(cell, images[len(kept)])
@@ -71,11 +71,17 @@ def pixels(dataset: datasets.Dataset, size: int, max_bad: float = 0.01) -> Decod
     if len(bad) > max_bad * len(dataset) or not kept:
         named = ", ".join(bad[:NAMED]) + (", …" if len(bad) > NAMED else "")
         count = f"{len(bad)} of {len(dataset)}"
-        raise SettingError(f"data.max_bad allows {max_bad:.2%} unusable rows, but {count} are: {named}" if bad else
-                           "the data set has no rows")
-    attributes = {name: np.asarray(dataset[name], np.int64)[kept]
-                  for name, feature in dataset.features.items() if isinstance(feature, hf.ClassLabel)}
-    return Decoded(images[:len(kept)], [captions[i] for i in kept], attributes, bad)
+        raise SettingError(
+            f"data.max_bad allows {max_bad:.2%} unusable rows, but {count} are: {named}"
+            if bad
+            else "the data set has no rows"
+        )
+    attributes = {
+        name: np.asarray(dataset[name], np.int64)[kept]
+        for name, feature in dataset.features.items()
+        if isinstance(feature, hf.ClassLabel)
+    }
+    return Decoded(images[: len(kept)], [captions[i] for i in kept], attributes, bad)
 
 
 def decode_image(cell: dict[str, Any] | None, size: int, where: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | str:
@@ -100,7 +106,7 @@ def _decode_into(cell: dict[str, Any] | None, out: np.ndarray, where: tuple[floa
             out[:] = _square(_rgb(image), len(out), where)
     except FileNotFoundError:
         return "no such file"
-    except Exception as error:      # Pillow's format readers raise nearly anything on damaged bytes, not only OSError
+    except Exception as error:  # Pillow's format readers raise nearly anything on damaged bytes, not only OSError
         return f"unreadable: {type(error).__name__}"
     return None
 

@@ -12,14 +12,14 @@ from iris.data.settings import SourceSettings
 from iris.data.source import LOST, Raw, Source
 from iris.data.table import Table, one_split
 from iris.errors import SettingError
-from iris.hub import SECONDS, is_hub_name
+from iris.io.hub import SECONDS, is_hub_name
 
 if TYPE_CHECKING:
     import datasets
 
-SAVED = ("dataset_dict.json", "state.json")     # what save_to_disk leaves in a folder
-LOCAL_SHARDS = 16                               # of a saved data set that is streamed
-ROWS = 8                                        # rows asked of a stream at once; those that the fingerprint reads
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+LOCAL_SHARDS = 16  # of a saved data set that is streamed
+ROWS = 8  # rows asked of a stream at once; those that the fingerprint reads
 
 
 def open_hub(settings: SourceSettings) -> Source:
@@ -31,8 +31,10 @@ def open_hub(settings: SourceSettings) -> Source:
     """
     if settings.streaming:
         return HubStream(_streamed(settings), settings)
-    wanted = {name: getattr(settings, name) for name in ("path", "image_column", "text_column", "labels", "train",
-                                                         "validation")}
+    wanted = {
+        name: getattr(settings, name)
+        for name in ("path", "image_column", "text_column", "labels", "train", "validation")
+    }
     request = sources.Request(name="hub", size=None, heldout=None, seed=settings.seed, **wanted)
     splits = _read(settings)
     return Table(one_split(sources.arrange(request, splits, settings.extra), settings), settings)
@@ -54,8 +56,9 @@ class HubStream(Source):
         columns |= {f"{name}_column": column for name, column in settings.extra.items()}
         for setting, column in columns.items():
             if column not in features:
-                raise SettingError(f"data.{setting}: {settings.path} has no column '{column}'; its columns are "
-                                   f"{', '.join(features)}")
+                raise SettingError(
+                    f"data.{setting}: {settings.path} has no column '{column}'; its columns are {', '.join(features)}"
+                )
         kind = features[settings.text_column]
         self._names = kind.names if isinstance(kind, hf.ClassLabel) else settings.labels
         rows = rows.select_columns(list(dict.fromkeys(columns.values())))
@@ -72,7 +75,7 @@ class HubStream(Source):
                 for values in zip(*columns.values(), strict=True):
                     offset += 1
                     yield self._row(f"shard {shard} row {offset - 1}", dict(zip(columns, values, strict=True))), offset
-        except Exception as error:      # a lost connection or a damaged file, in errors of whichever library read it
+        except Exception as error:  # a lost connection or a damaged file, in errors of whichever library read it
             yield Raw(f"shard {shard}", problem=f"not readable behind row {offset}: {error!r}"), LOST
 
     def content(self) -> bytes:
@@ -124,15 +127,18 @@ def _load(settings: SourceSettings, **options: Any) -> datasets.DatasetDict | da
         if not is_hub_name(path):
             raise SettingError(f"data.path={path!r} is neither a folder nor the name of a data set on the hub")
         if not offline:
-            try:        # one question without retries; datasets' own go on for about a minute
+            try:  # one question without retries; datasets' own go on for about a minute
                 HfApi().dataset_info(path, revision=settings.revision, timeout=SECONDS)
-            except Exception as error:      # the client's own errors and those of whichever HTTP library it uses
-                raise SettingError(f"data.path={path!r}: no such folder, and the hub gave {error!r}; a copy in HF's "
-                                   "cache is used while HF_HUB_OFFLINE=1 is set") from error
+            except Exception as error:  # the client's own errors and those of whichever HTTP library it uses
+                raise SettingError(
+                    f"data.path={path!r}: no such folder, and the hub gave {error!r}; a copy in HF's "
+                    "cache is used while HF_HUB_OFFLINE=1 is set"
+                ) from error
     try:
         with sources._quiet():
-            return hf.load_dataset(str(Path(path).expanduser()) if local else path, settings.config,
-                                   revision=settings.revision, **options)
-    except Exception as error:              # HF wraps errors in its own kinds, several deep
+            return hf.load_dataset(
+                str(Path(path).expanduser()) if local else path, settings.config, revision=settings.revision, **options
+            )
+    except Exception as error:  # HF wraps errors in its own kinds, several deep
         why = "not in HF's cache, and HF_HUB_OFFLINE forbids a download" if offline and not local else "cannot be read"
         raise SettingError(f"data.path={path!r}: {why} ({error.__cause__ or error})") from error

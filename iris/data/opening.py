@@ -11,8 +11,14 @@ from iris.data.source import Source
 from iris.data.table import open_table
 
 # Those with random access, ``iris.data.table.Table``, have a length and ``batch``; every source has ``stream``.
-OPENERS = {"shapes": open_table, "shapes2": open_table, "parquet": open_table, "folder": open_table, "hub": open_hub,
-           "tar": Shards}
+OPENERS = {
+    "shapes": open_table,
+    "shapes2": open_table,
+    "parquet": open_table,
+    "folder": open_table,
+    "hub": open_hub,
+    "tar": Shards,
+}
 
 
 def open_source(name: str, **settings: Any) -> Source:

@@ -29,7 +29,7 @@ SQUARE_HALF_SIDE = 0.88
 CROSS_HALF_BAR = 0.34
 RING_MIDDLE, RING_HALF_WIDTH = 0.78, 0.22
 TRIANGLE_BASE = 0.8
-CHUNK = 1024                                    # pictures drawn at once: 1024 x 32 x 32 float32 = 4 MB an array
+CHUNK = 1024  # pictures drawn at once: 1024 x 32 x 32 float32 = 4 MB an array
 
 
 def key_of(*address: object) -> np.uint64:
@@ -103,8 +103,9 @@ def coverage(shape: np.ndarray, centre: np.ndarray, radius: np.ndarray, size: in
     return np.clip(out, 0.0, 1.0, out=out)
 
 
-def paint(background: np.ndarray, objects: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
-          size: int) -> np.ndarray:
+def paint(
+    background: np.ndarray, objects: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], size: int
+) -> np.ndarray:
     """Draw objects over plain backgrounds, the first object lowest: uint8 [n, size, size, 3].
 
     Args:
@@ -115,13 +116,15 @@ def paint(background: np.ndarray, objects: list[tuple[np.ndarray, np.ndarray, np
     images = np.empty((len(background), size, size, 3), np.uint8)
     for start in range(0, len(background), CHUNK):
         part = slice(start, start + CHUNK)
-        layers = [(coverage(shape[part], centre[part], radius[part], size), colour[part])
-                  for shape, centre, radius, colour in objects]
+        layers = [
+            (coverage(shape[part], centre[part], radius[part], size), colour[part])
+            for shape, centre, radius, colour in objects
+        ]
         for channel in range(3):
             value = np.broadcast_to(background[part, channel, None, None], layers[0][0].shape)
             for cover, colour in layers:
                 value = value + cover * (colour[:, channel, None, None] - value)
-            images[part, :, :, channel] = value + np.float32(0.5)       # the cast truncates: round half up
+            images[part, :, :, channel] = value + np.float32(0.5)  # the cast truncates: round half up
     return images
 
 

@@ -16,15 +16,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
 }
 CORNERS = np.asarray([(-1, -1), (1, -1), (0, 0), (-1, 1), (1, 1)], np.float32)
-RADIUS = np.asarray([5.5, 9.0], np.float32)     # pixels at 32x32, small and large
-REACH = np.asarray([8.5, 5.5], np.float32)      # centre of the picture to a corner's centre: a large one still fits
+RADIUS = np.asarray([5.5, 9.0], np.float32)  # pixels at 32x32, small and large
+REACH = np.asarray([8.5, 5.5], np.float32)  # centre of the picture to a corner's centre: a large one still fits
 RADIUS_JITTER, PLACE_JITTER, TINT_JITTER = 0.5, 0.9, 10.0
 PHRASINGS = 6
 
 
 def _paint(attributes: Attributes, jitter: np.ndarray, size: int) -> np.ndarray:
     scale = np.float32(size / SIZE)
-    wobble = jitter * np.float32(2.0) - np.float32(1.0)                                       # [-1, 1)
+    wobble = jitter * np.float32(2.0) - np.float32(1.0)  # [-1, 1)
     radius = RADIUS[attributes["size"]] + np.float32(RADIUS_JITTER) * wobble[:, 0]
     centre = CORNERS[attributes["position"]] * REACH[attributes["size"]][:, None]
     centre = centre + np.float32(SIZE / 2) + np.float32(PLACE_JITTER) * wobble[:, 1:3]
@@ -47,9 +47,16 @@ def _phrase(name: dict[str, str], phrasing: int) -> str:
 
 
 WORLD = World(
-    name=NAME, version=VERSION, size=SIZE, attributes=ATTRIBUTES, pairs=(("colour", "shape"),), jitters=9,
-    phrasings=PHRASINGS, allowed=lambda attributes: np.ones(len(attributes["colour"]), bool),
-    paint=_paint, phrase=_phrase,
+    name=NAME,
+    version=VERSION,
+    size=SIZE,
+    attributes=ATTRIBUTES,
+    pairs=(("colour", "shape"),),
+    jitters=9,
+    phrasings=PHRASINGS,
+    allowed=lambda attributes: np.ones(len(attributes["colour"]), bool),
+    paint=_paint,
+    phrase=_phrase,
 )
 
 

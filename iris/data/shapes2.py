@@ -14,23 +14,23 @@ from iris.data.world import Attributes, Pictures, World, article
 
 NAME, VERSION, SIZE = "shapes2", 1, 64
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),                   # of the left or upper object
+    "colour": tuple(COLOURS),  # of the left or upper object
     "shape": SHAPES,
-    "relation": ("left of", "above"),           # the first object to the second
-    "other_colour": tuple(COLOURS),             # of the right or lower object
+    "relation": ("left of", "above"),  # the first object to the second
+    "other_colour": tuple(COLOURS),  # of the right or lower object
     "other_shape": SHAPES,
     "background": tuple(BACKGROUNDS),
 }
 INVERSE = {"left of": "right of", "above": "below"}
-RADIUS, RADIUS_JITTER = 10.5, 1.5               # pixels at 64x64
-APART, ALONG_JITTER, ACROSS_JITTER = 15.0, 3.0, 7.0     # of each centre from the middle, along and across the relation
+RADIUS, RADIUS_JITTER = 10.5, 1.5  # pixels at 64x64
+APART, ALONG_JITTER, ACROSS_JITTER = 15.0, 3.0, 7.0  # of each centre from the middle, along and across the relation
 TINT_JITTER = 10.0
 PHRASINGS = 8
 
 
 def _paint(attributes: Attributes, jitter: np.ndarray, size: int) -> np.ndarray:
     scale = np.float32(size / SIZE)
-    wobble = jitter * np.float32(2.0) - np.float32(1.0)                                       # [-1, 1)
+    wobble = jitter * np.float32(2.0) - np.float32(1.0)  # [-1, 1)
     vertical = (attributes["relation"] == 1)[:, None]
     objects = []
     for i, (colour, shape) in enumerate(WORLD.pairs):
@@ -38,7 +38,7 @@ def _paint(attributes: Attributes, jitter: np.ndarray, size: int) -> np.ndarray:
         across = np.float32(ACROSS_JITTER) * wobble[:, 3 * i + 1]
         centre = np.where(vertical, np.stack([across, along], 1), np.stack([along, across], 1)) + np.float32(SIZE / 2)
         radius = np.float32(RADIUS) + np.float32(RADIUS_JITTER) * wobble[:, 3 * i + 2]
-        tinted = tint(COLOURS, attributes[colour], jitter[:, 6 + 3 * i:9 + 3 * i], TINT_JITTER)
+        tinted = tint(COLOURS, attributes[colour], jitter[:, 6 + 3 * i : 9 + 3 * i], TINT_JITTER)
         objects.append((attributes[shape], centre * scale, radius * scale, tinted))
     background = tint(BACKGROUNDS, attributes["background"], jitter[:, 12:15], TINT_JITTER)
     return paint(background, objects, size)
@@ -58,9 +58,16 @@ def _phrase(name: dict[str, str], phrasing: int) -> str:
 
 
 WORLD = World(
-    name=NAME, version=VERSION, size=SIZE, attributes=ATTRIBUTES,
-    pairs=(("colour", "shape"), ("other_colour", "other_shape")), jitters=15, phrasings=PHRASINGS,
-    allowed=lambda attributes: attributes["colour"] != attributes["other_colour"], paint=_paint, phrase=_phrase,
+    name=NAME,
+    version=VERSION,
+    size=SIZE,
+    attributes=ATTRIBUTES,
+    pairs=(("colour", "shape"), ("other_colour", "other_shape")),
+    jitters=15,
+    phrasings=PHRASINGS,
+    allowed=lambda attributes: attributes["colour"] != attributes["other_colour"],
+    paint=_paint,
+    phrase=_phrase,
 )
 
 

@@ -19,9 +19,9 @@ from iris.data.settings import SourceSettings
 from iris.data.source import LOST, Raw, Source
 from iris.errors import SettingError
 
-IMAGE_ENDINGS = "jpg;jpeg;png;webp"         # what data.image_column=image stands for
-TEXT_ENDINGS = "txt"                        # what data.text_column=text stands for
-SAMPLED = 1 << 16                           # bytes of each shard that the fingerprint reads
+IMAGE_ENDINGS = "jpg;jpeg;png;webp"  # what data.image_column=image stands for
+TEXT_ENDINGS = "txt"  # what data.text_column=text stands for
+SAMPLED = 1 << 16  # bytes of each shard that the fingerprint reads
 BLOCK = tarfile.BLOCKSIZE
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -69,7 +69,7 @@ class Shards(Source):
             numbers = {name: _value(members, column) for name, column in self.settings.extra.items()}
             label = int(numbers["label"]) if "label" in numbers else None
             score = float(numbers["score"]) if numbers.get("score") is not None else None
-        except (ValueError, TypeError) as error:            # not JSON, or not a number
+        except (ValueError, TypeError) as error:  # not JSON, or not a number
             return Raw(key, problem=f"unreadable: {error}")
         if not isinstance(image, bytes):
             return Raw(key, problem=f"no {self._image}")
@@ -119,7 +119,7 @@ def expand(pattern: str) -> list[str]:
         choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         choices = found[1].split(",")
-    return [full for choice in choices for full in expand(pattern[:found.start()] + choice + pattern[found.end():])]
+    return [full for choice in choices for full in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
 
 
 class Member(NamedTuple):
@@ -154,7 +154,7 @@ def _groups(file: BinaryIO, offset: int) -> Iterator[list[Member]]:
 
 def _members(file: BinaryIO, offset: int) -> Iterator[Member]:
     """Files and damaged stretches from ``offset`` on, which must be where a member begins."""
-    sound = offset                                          # everything before it has been accounted for
+    sound = offset  # everything before it has been accounted for
     for header in _headers(file, offset):
         if header.offset > sound and not _is_end(file, sound):
             yield Member("", b"", header.offset, f"damaged from byte {sound} to {header.offset}")
@@ -177,8 +177,8 @@ def _headers(file: BinaryIO, offset: int) -> Iterator[tarfile.TarInfo]:
         try:
             archive = archive or tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)
             header = archive.next()
-            archive.members = []                                # tarfile keeps them all
-        except (tarfile.TarError, ValueError, OverflowError):   # cut off, or a damaged extended header
+            archive.members = []  # tarfile keeps them all
+        except (tarfile.TarError, ValueError, OverflowError):  # cut off, or a damaged extended header
             return
         if header is None:
             return

@@ -22,17 +22,17 @@ from iris.data.raster import key_of, mix, random_bits, unit
 from iris.data.settings import SourceSettings
 from iris.errors import SettingError
 
-GRACE = 100             # rows before data.max_bad is judged as a share of those read; until then, as a share of so many
-LOST = -1               # the offset after a shard of which nothing more can be read
+GRACE = 100  # rows before data.max_bad is judged as a share of those read; until then, as a share of so many
+LOST = -1  # the offset after a shard of which nothing more can be read
 
-Place = tuple[int, int, int]        # in the share of one rank: shard, offset in it, rows passed
+Place = tuple[int, int, int]  # in the share of one rank: shard, offset in it, rows passed
 
 
 class Raw(NamedTuple):
     """A row as it was read; ``problem`` says why it, or the rest of its shard, cannot be used."""
 
     key: str
-    image: dict[str, Any] | None = None         # {"bytes", "path"}
+    image: dict[str, Any] | None = None  # {"bytes", "path"}
     caption: str | None = None
     label: int | None = None
     score: float | None = None
@@ -105,8 +105,16 @@ class Source(ABC):
         facts = {name: value for name, value in asdict(self.settings).items() if name not in no_matter}
         return hashlib.sha256(repr(sorted(facts.items())).encode() + self.content()).hexdigest()[:16]
 
-    def stream(self, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1,
-               position: dict[str, Any] | None = None, *, shuffle: bool = True) -> Stream:
+    def stream(
+        self,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        position: dict[str, Any] | None = None,
+        *,
+        shuffle: bool = True,
+    ) -> Stream:
         """The examples of one epoch that fall to ``rank`` of ``world``, decoded one by one.
 
         Every row falls to exactly one rank: whole shards where there are enough of them, else every ``world``-th row.
@@ -135,7 +143,7 @@ class Source(ABC):
 
     def wanted(self, raw: Raw) -> bool:
         """Whether a row's score reaches data.min_score; one without a score does not."""
-        return self.settings.min_score is None or raw.score is not None and raw.score >= self.settings.min_score
+        return self.settings.min_score is None or (raw.score is not None and raw.score >= self.settings.min_score)
 
     def _where(self, key: str, seed: int, epoch: int) -> tuple[float, float]:
         """The place of the crop."""
@@ -152,15 +160,29 @@ class Stream(Iterator[Example]):
     the place where the block began: a resumed stream reads that block again and no more. Use ``Source.stream``.
     """
 
-    def __init__(self, source: Source, seed: int, epoch: int, rank: int, world: int, position: dict[str, Any] | None,
-                 shuffle: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        epoch: int,
+        rank: int,
+        world: int,
+        position: dict[str, Any] | None,
+        shuffle: bool,
+    ) -> None:
         if not 0 <= rank < world:
             raise SettingError(f"rank={rank} must be in 0..{world - 1}, one of the {world} ranks")
         self._source, self._seed, self._epoch, self._shuffle = source, seed, epoch, shuffle
-        self._address = {"seed": seed, "epoch": epoch, "rank": rank, "world": world, "buffer": source.buffer,
-                         "shuffle": shuffle}
+        self._address = {
+            "seed": seed,
+            "epoch": epoch,
+            "rank": rank,
+            "world": world,
+            "buffer": source.buffer,
+            "shuffle": shuffle,
+        }
         self.bad, self._named = 0, []
-        self._begin: Place = (0, 0, 0)          # where the block began, and how many rows came before it
+        self._begin: Place = (0, 0, 0)  # where the block began, and how many rows came before it
         self._before, self._taken = 0, 0
         if position is not None:
             self._check(position)
@@ -181,9 +203,8 @@ class Stream(Iterator[Example]):
 
     def __next__(self) -> Example:
         while True:
-            if self._taken == len(self._block):
-                if not self._fill():
-                    raise StopIteration
+            if self._taken == len(self._block) and not self._fill():
+                raise StopIteration
             raw = self._block[self._order[self._taken]]
             self._taken += 1
             if raw.problem is None and not self._source.wanted(raw):
@@ -216,8 +237,9 @@ class Stream(Iterator[Example]):
     def _check(self, position: dict[str, Any]) -> None:
         for name, value in self._address.items():
             if position.get(name) != value:
-                raise SettingError(f"data: the position to go on from has {name}={position.get(name)}, this stream "
-                                   f"has {value}")
+                raise SettingError(
+                    f"data: the position to go on from has {name}={position.get(name)}, this stream has {value}"
+                )
 
 
 def permutation(count: int, *address: object) -> np.ndarray:
@@ -225,16 +247,17 @@ def permutation(count: int, *address: object) -> np.ndarray:
     return np.argsort(mix(np.arange(count, dtype=np.uint64) + key_of(*address)), kind="stable")
 
 
-def _rows(source: Source, seed: int, epoch: int, rank: int, world: int, place: Place,
-          shuffle: bool) -> Iterator[tuple[Raw, Place]]:
+def _rows(
+    source: Source, seed: int, epoch: int, rank: int, world: int, place: Place, shuffle: bool
+) -> Iterator[tuple[Raw, Place]]:
     """A rank's rows from ``place`` on, each with the place after it."""
     order = permutation(source.shards, "shards", seed, epoch) if shuffle else np.arange(source.shards)
     whole = source.shards >= world
     share = order[rank::world] if whole else order
     first, offset, passed = place
     for i in range(first, len(share)):
-        for raw, offset in source.read(int(share[i]), offset):
+        for raw, after in source.read(int(share[i]), offset):
             passed += 1
             if whole or (passed - 1) % world == rank:
-                yield raw, (i, offset, passed)
+                yield raw, (i, after, passed)
         offset = 0

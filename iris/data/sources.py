@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 WORLDS: dict[str, World] = {world.name: world for world in (shapes.WORLD, shapes2.WORLD)}
 WORLD_COUNTS = {"train": 16_384, "validation": 2_048, "heldout": 2_048}
-VALIDATION_SHARE = 0.1                          # of the rows of files that bring no validation split
-SAMPLED, BLOCKS = 1 << 16, 16                   # a file's fingerprint reads 16 blocks of 64 KiB
+VALIDATION_SHARE = 0.1  # of the rows of files that bring no validation split
+SAMPLED, BLOCKS = 1 << 16, 16  # a file's fingerprint reads 16 blocks of 64 KiB
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -51,9 +51,19 @@ class Request:
     seed: int
 
 
-def load(name: str, *, path: str | Path | None = None, size: int | None = None, image_column: str = "image",
-         text_column: str = "text", labels: Sequence[str] | None = None, train: int | None = None,
-         validation: int | float | None = None, heldout: int | None = None, seed: int = 0) -> datasets.DatasetDict:
+def load(
+    name: str,
+    *,
+    path: str | Path | None = None,
+    size: int | None = None,
+    image_column: str = "image",
+    text_column: str = "text",
+    labels: Sequence[str] | None = None,
+    train: int | None = None,
+    validation: int | float | None = None,
+    heldout: int | None = None,
+    seed: int = 0,
+) -> datasets.DatasetDict:
     """Captioned images as an HF ``DatasetDict`` with the splits train, validation and, for drawn worlds, heldout.
 
     Args:
@@ -71,8 +81,18 @@ def load(name: str, *, path: str | Path | None = None, size: int | None = None, 
     Raises:
         SettingError: a setting cannot be used; the message names it and what is allowed.
     """
-    request = _request(name, path=path, size=size, image_column=image_column, text_column=text_column, labels=labels,
-                       train=train, validation=validation, heldout=heldout, seed=seed)
+    request = _request(
+        name,
+        path=path,
+        size=size,
+        image_column=image_column,
+        text_column=text_column,
+        labels=labels,
+        train=train,
+        validation=validation,
+        heldout=heldout,
+        seed=seed,
+    )
     return SOURCES[name](request)
 
 
@@ -106,15 +126,26 @@ def _request(name: str, **settings: Any) -> Request:
     """The settings of ``load`` checked and completed."""
     if name not in SOURCES:
         raise SettingError(f"data must be one of {', '.join(SOURCES)}, not '{name}'")
-    defaults = {"path": None, "size": None, "image_column": "image", "text_column": "text", "labels": None,
-                "train": None, "validation": None, "heldout": None, "seed": 0}
+    defaults = {
+        "path": None,
+        "size": None,
+        "image_column": "image",
+        "text_column": "text",
+        "labels": None,
+        "train": None,
+        "validation": None,
+        "heldout": None,
+        "seed": 0,
+    }
     unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise SettingError(f"data.{unknown[0]} is no setting; there are {', '.join(defaults)}")
     given = {**defaults, **settings}
     for split in WORLD_COUNTS:
         value = given[split]
-        if value is not None and (value < 0 or isinstance(value, float) and not (split == "validation" and value < 1)):
+        if value is not None and (
+            value < 0 or (isinstance(value, float) and not (split == "validation" and value < 1))
+        ):
             share = ", or for files a share between 0 and 1" if split == "validation" else ""
             raise SettingError(f"data.{split} must be a count >= 0{share}, not {value}")
     given["path"] = None if given["path"] is None else str(given["path"])
@@ -137,13 +168,23 @@ def _drawn(request: Request) -> datasets.DatasetDict:
     import datasets as hf
 
     world = WORLDS[request.name]
-    features = hf.Features({"image": hf.Image(), "caption": hf.Value("string"), "row": hf.Value("int64"),
-                            **{name: hf.ClassLabel(names=list(values)) for name, values in world.attributes.items()}})
+    features = hf.Features(
+        {
+            "image": hf.Image(),
+            "caption": hf.Value("string"),
+            "row": hf.Value("int64"),
+            **{name: hf.ClassLabel(names=list(values)) for name, values in world.attributes.items()},
+        }
+    )
     splits = {}
     for split in WORLD_COUNTS:
         pictures = world.draw(split, _count(request, split), request.seed, size=request.size)
-        columns = {"image": [{"bytes": _png(image), "path": None} for image in pictures.images],
-                   "caption": pictures.captions, "row": np.arange(len(pictures.captions)), **pictures.attributes}
+        columns = {
+            "image": [{"bytes": _png(image), "path": None} for image in pictures.images],
+            "caption": pictures.captions,
+            "row": np.arange(len(pictures.captions)),
+            **pictures.attributes,
+        }
         splits[split] = hf.Dataset.from_dict(columns, features=features)
     return hf.DatasetDict(splits)
 
@@ -174,8 +215,10 @@ def _folder(request: Request, extra: Mapping[str, str] | None = None) -> dataset
     if not root.is_dir():
         raise SettingError(f"data.path must be a folder of images with metadata.csv or metadata.jsonl, not {root}")
     if not any(next(root.rglob(name), None) for name in METADATA):
-        raise SettingError(f"data.path: {root} has no metadata.csv or metadata.jsonl (columns file_name and "
-                           f"{request.text_column}) that gives the captions")
+        raise SettingError(
+            f"data.path: {root} has no metadata.csv or metadata.jsonl (columns file_name and "
+            f"{request.text_column}) that gives the captions"
+        )
     return _from_files(request, "imagefolder", extra, data_dir=str(root))
 
 
@@ -197,7 +240,7 @@ def _existing(request: Request) -> Path:
         raise SettingError(f"data.path is needed with data={request.name}: the files to read")
     path = Path(request.path).expanduser()
     if not path.exists() and glob.has_magic(request.path):
-        fixed = Path(*[part for part in path.parts[:next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]])
+        fixed = Path(*list(path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]))
         path = fixed
     if not path.exists():
         raise SettingError(f"data.path does not exist: {request.path}")
@@ -233,14 +276,15 @@ def _from_files(request: Request, builder: str, extra: Mapping[str, str] | None,
     try:
         with _quiet():
             splits = hf.load_dataset(builder, **where)
-    except Exception as error:                  # HF wraps a bad file's error in its own kinds, several deep
+    except Exception as error:  # HF wraps a bad file's error in its own kinds, several deep
         cause = error.__cause__ or error
         raise SettingError(f"data.path: {request.path} cannot be read as {request.name}: {cause}") from error
     return arrange(request, splits, extra)
 
 
-def arrange(request: Request, splits: Mapping[str, datasets.Dataset],
-            extra: Mapping[str, str] | None = None) -> datasets.DatasetDict:
+def arrange(
+    request: Request, splits: Mapping[str, datasets.Dataset], extra: Mapping[str, str] | None = None
+) -> datasets.DatasetDict:
     """Splits as they were read -> train and validation with the columns of every source; see ``load``.
 
     ``extra``: further columns, wanted name -> name in the files.
@@ -260,15 +304,22 @@ def arrange(request: Request, splits: Mapping[str, datasets.Dataset],
     wanted = request.validation
     if own is not None:
         limit = len(own) if wanted is None else round(wanted * len(own)) if isinstance(wanted, float) else wanted
-        return hf.DatasetDict({"train": _limited(train, np.arange(rows), request.train),
-                               "validation": _limited(own, np.arange(len(own)), limit)})
+        return hf.DatasetDict(
+            {
+                "train": _limited(train, np.arange(rows), request.train),
+                "validation": _limited(own, np.arange(len(own)), limit),
+            }
+        )
     wanted = VALIDATION_SHARE if wanted is None else wanted
     count = max(round(wanted * rows), 1) if isinstance(wanted, float) else wanted
     if count >= rows:
-        raise SettingError(f"data.validation takes {count} of the {rows} rows of {request.path} and leaves none to "
-                           "train on; give a smaller count or a share such as 0.1")
-    return hf.DatasetDict({"train": _limited(train, order[count:], request.train),
-                           "validation": _limited(train, order[:count], None)})
+        raise SettingError(
+            f"data.validation takes {count} of the {rows} rows of {request.path} and leaves none to "
+            "train on; give a smaller count or a share such as 0.1"
+        )
+    return hf.DatasetDict(
+        {"train": _limited(train, order[count:], request.train), "validation": _limited(train, order[:count], None)}
+    )
 
 
 def _limited(dataset: datasets.Dataset, rows: np.ndarray, limit: int | None) -> datasets.Dataset:
@@ -298,11 +349,16 @@ def _with_columns(request: Request, dataset: datasets.Dataset, extra: Mapping[st
     further = [(f"{name}_column", column) for name, column in extra.items()]
     for setting, column in (("image_column", image), ("text_column", request.text_column), *further):
         if column not in dataset.column_names:
-            raise SettingError(f"data.{setting}: {request.path} has no column '{column}'; its columns are "
-                               f"{', '.join(dataset.column_names)}")
+            raise SettingError(
+                f"data.{setting}: {request.path} has no column '{column}'; its columns are "
+                f"{', '.join(dataset.column_names)}"
+            )
     kind = dataset.features[image]
-    if not (isinstance(kind, hf.Image) or isinstance(kind, dict) and "bytes" in kind
-            or getattr(kind, "dtype", None) in ("binary", "large_binary")):
+    if not (
+        isinstance(kind, hf.Image)
+        or (isinstance(kind, dict) and "bytes" in kind)
+        or getattr(kind, "dtype", None) in ("binary", "large_binary")
+    ):
         raise SettingError(f"data.image_column: column '{image}' of {request.path} holds {kind}, not images")
     captions = _captions(request, dataset)
     columns = {name: (list(dataset[column]), dataset.features[column]) for name, column in extra.items()}
@@ -310,8 +366,9 @@ def _with_columns(request: Request, dataset: datasets.Dataset, extra: Mapping[st
     if image != "image":
         dataset = dataset.rename_column(image, "image")
     dataset = dataset.cast_column("image", hf.Image())
-    dataset = dataset.add_column("caption", captions, feature=hf.Value("string")) \
-                     .add_column("row", np.arange(len(captions)), feature=hf.Value("int64"))
+    dataset = dataset.add_column("caption", captions, feature=hf.Value("string")).add_column(
+        "row", np.arange(len(captions)), feature=hf.Value("int64")
+    )
     for name, (values, feature) in columns.items():
         dataset = dataset.add_column(name, values, feature=feature)
     return dataset
@@ -326,11 +383,14 @@ def _captions(request: Request, dataset: datasets.Dataset) -> list[str | None]:
         return list(values)
     names = kind.names if isinstance(kind, hf.ClassLabel) else request.labels
     if not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
-        raise SettingError(f"data.text_column: column '{request.text_column}' of {request.path} holds {kind}; strings, "
-                           "class labels or integers are needed")
+        raise SettingError(
+            f"data.text_column: column '{request.text_column}' of {request.path} holds {kind}; strings, "
+            "class labels or integers are needed"
+        )
     if names is None:
-        raise SettingError(f"data.labels is needed: column '{request.text_column}' of {request.path} holds bare "
-                           "integers")
+        raise SettingError(
+            f"data.labels is needed: column '{request.text_column}' of {request.path} holds bare integers"
+        )
     wrong = next((value for value in values if value is not None and not 0 <= value < len(names)), None)
     if wrong is not None:
         raise SettingError(f"data.labels has {len(names)} names, but column '{request.text_column}' holds {wrong}")
@@ -340,8 +400,11 @@ def _captions(request: Request, dataset: datasets.Dataset) -> list[str | None]:
 def _content_sample(file: Path) -> bytes:
     """sha256 of up to 16 evenly spaced 64 KiB blocks, the first and the last included: all of a file up to 1 MiB."""
     size, digest = file.stat().st_size, hashlib.sha256()
-    starts = range(0, size, SAMPLED) if size <= SAMPLED * BLOCKS else \
-        [(size - SAMPLED) * i // (BLOCKS - 1) for i in range(BLOCKS)]
+    starts = (
+        range(0, size, SAMPLED)
+        if size <= SAMPLED * BLOCKS
+        else [(size - SAMPLED) * i // (BLOCKS - 1) for i in range(BLOCKS)]
+    )
     with file.open("rb") as stream:
         for start in starts:
             stream.seek(start)

@@ -19,7 +19,7 @@ from iris.errors import SettingError
 if TYPE_CHECKING:
     import datasets
 
-SAMPLED = 64            # rows whose pictures the fingerprint reads
+SAMPLED = 64  # rows whose pictures the fingerprint reads
 
 
 class Table(Source):
@@ -35,7 +35,7 @@ class Table(Source):
     """
 
     buffer = 1
-    limit = None            # data.train has chosen these rows
+    limit = None  # data.train has chosen these rows
 
     def __init__(self, rows: datasets.Dataset, settings: SourceSettings, files: bytes = b"") -> None:
         import datasets as hf
@@ -81,10 +81,12 @@ class Table(Source):
 
     def _raw(self, indices: list[int]) -> list[Raw]:
         got = self._rows[indices]
-        label = lambda i: None if self._labels is None else int(self._labels[i])        # noqa: E731
-        score = lambda i: None if self._scores is None else float(self._scores[i])      # noqa: E731
-        return [Raw(_key(row, cell), cell, caption, label(i), score(i))
-                for i, cell, caption, row in zip(indices, got["image"], got["caption"], got["row"], strict=True)]
+        label = lambda i: None if self._labels is None else int(self._labels[i])  # noqa: E731
+        score = lambda i: None if self._scores is None else float(self._scores[i])  # noqa: E731
+        return [
+            Raw(_key(row, cell), cell, caption, label(i), score(i))
+            for i, cell, caption, row in zip(indices, got["image"], got["caption"], got["row"], strict=True)
+        ]
 
     def _usable(self, index: int, raw: Raw, seed: int, epoch: int) -> Example:
         for _ in range(len(self)):
@@ -100,8 +102,10 @@ class Table(Source):
         self.bad[index] = name
         if len(self.bad) > self.settings.max_bad * len(self):
             named = ", ".join([*self.bad.values()][:NAMED]) + (", …" if len(self.bad) > NAMED else "")
-            raise SettingError(f"data.max_bad allows {self.settings.max_bad:.2%} unusable rows, but at least "
-                               f"{len(self.bad)} of {len(self)} are: {named}")
+            raise SettingError(
+                f"data.max_bad allows {self.settings.max_bad:.2%} unusable rows, but at least "
+                f"{len(self.bad)} of {len(self)} are: {named}"
+            )
 
 
 def open_table(settings: SourceSettings) -> Table:
@@ -110,12 +114,14 @@ def open_table(settings: SourceSettings) -> Table:
     Raises:
         SettingError: as ``iris.data.load``; a split that there is not.
     """
-    wanted = {name: getattr(settings, name) for name in ("path", "image_column", "text_column", "labels", "train",
-                                                         "validation", "heldout", "seed")}
+    wanted = {
+        name: getattr(settings, name)
+        for name in ("path", "image_column", "text_column", "labels", "train", "validation", "heldout", "seed")
+    }
     if settings.name in sources.WORLDS:
         counts = {split: getattr(settings, split) if split == settings.split else 0 for split in sources.WORLD_COUNTS}
         splits = sources.load(settings.name, **wanted | {"size": settings.size} | counts)
-        for name, column in settings.extra.items():     # the world's attributes are columns already
+        for name, column in settings.extra.items():  # the world's attributes are columns already
             splits = _copied(splits, f"data.{name}_column", column, name)
         files = sources.fingerprint(settings.name, **wanted | {"size": settings.size} | counts).encode()
         rows = one_split(splits, settings)
@@ -133,8 +139,10 @@ def open_table(settings: SourceSettings) -> Table:
 def one_split(splits: Mapping[str, Any], settings: SourceSettings) -> Any:
     """The split that data.split names."""
     if settings.split not in splits:
-        raise SettingError(f"data.split must be one of {', '.join(splits)} for {settings.path or settings.name}, "
-                           f"not '{settings.split}'")
+        raise SettingError(
+            f"data.split must be one of {', '.join(splits)} for {settings.path or settings.name}, "
+            f"not '{settings.split}'"
+        )
     return splits[settings.split]
 
 
@@ -145,8 +153,9 @@ def _key(row: int, cell: dict[str, Any] | None) -> str:
 
 def _copied(splits: datasets.DatasetDict, setting: str, column: str, name: str) -> datasets.DatasetDict:
     if column not in splits["train"].column_names:
-        raise SettingError(f"{setting}: there is no column '{column}'; the columns are "
-                           f"{', '.join(splits['train'].column_names)}")
+        raise SettingError(
+            f"{setting}: there is no column '{column}'; the columns are {', '.join(splits['train'].column_names)}"
+        )
     for split, part in splits.items():
         splits[split] = part.add_column(name, list(part[column]), feature=part.features[column])
     return splits
@@ -157,11 +166,13 @@ def _selected(rows: datasets.Dataset, settings: SourceSettings) -> np.ndarray:
     if settings.min_score is None:
         return np.arange(len(rows))
     scores = _numbers(rows, settings, "score")
-    kept = np.flatnonzero(scores >= settings.min_score)         # False for rows without a score, which are NaN
+    kept = np.flatnonzero(scores >= settings.min_score)  # False for rows without a score, which are NaN
     if not len(kept):
         highest = np.nanmax(scores, initial=-np.inf)
-        raise SettingError(f"data.min_score={settings.min_score}: no row of {settings.path or settings.name} reaches "
-                           f"it; column '{settings.score_column}' goes up to {highest}")
+        raise SettingError(
+            f"data.min_score={settings.min_score}: no row of {settings.path or settings.name} reaches "
+            f"it; column '{settings.score_column}' goes up to {highest}"
+        )
     return kept
 
 

@@ -42,15 +42,15 @@ class World:
     """One world's rules; the module that makes it (``shapes``, ``shapes2``) says what its pictures hold."""
 
     name: str
-    version: int                                            # raise it whenever a pixel, a split or a caption changes
-    size: int                                               # side of a picture in pixels
+    version: int  # raise it whenever a pixel, a split or a caption changes
+    size: int  # side of a picture in pixels
     attributes: dict[str, tuple[str, ...]]
-    pairs: tuple[tuple[str, str], ...]                      # (colour attribute, shape attribute) of each object
-    jitters: int                                            # random numbers that one picture's drawing uses
+    pairs: tuple[tuple[str, str], ...]  # (colour attribute, shape attribute) of each object
+    jitters: int  # random numbers that one picture's drawing uses
     phrasings: int
-    allowed: Callable[[Attributes], np.ndarray]             # attributes -> bool [n]
+    allowed: Callable[[Attributes], np.ndarray]  # attributes -> bool [n]
     paint: Callable[[Attributes, np.ndarray, int], np.ndarray]  # attributes, jitter [n, jitters], size -> images
-    phrase: Callable[[dict[str, str], int], str]            # names of one picture's attributes, phrasing -> caption
+    phrase: Callable[[dict[str, str], int], str]  # names of one picture's attributes, phrasing -> caption
 
     @cached_property
     def tuples(self) -> dict[str, np.ndarray]:
@@ -126,12 +126,13 @@ class World:
     def _checked(self, attributes: Attributes) -> Attributes:
         missing = [name for name in self.attributes if name not in attributes]
         if missing:
-            raise SettingError(f"world {self.name} needs the attributes {', '.join(self.attributes)}; missing: "
-                               f"{', '.join(missing)}")
+            raise SettingError(
+                f"world {self.name} needs the attributes {', '.join(self.attributes)}; missing: {', '.join(missing)}"
+            )
         columns = {name: np.asarray(attributes[name], np.int64) for name in self.attributes}
         for name, column in columns.items():
             last = len(self.attributes[name]) - 1
-            if column.size and not (0 <= column.min() and column.max() <= last):
+            if column.size and not (column.min() >= 0 and column.max() <= last):
                 raise SettingError(f"attribute {name} of world {self.name} must be in 0..{last}")
         if not self.allowed(columns).all():
             raise SettingError(f"world {self.name} has no pictures with some of these attribute tuples")

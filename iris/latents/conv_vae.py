@@ -25,8 +25,14 @@ class ConvVAE(VAE):
     """
 
     def __init__(
-        self, levels: int = 1, stages: int = 1, channels: int = 8, width: int = 64, blocks: int = 1,
-        decoder: str = "standard", front: str = "conv",
+        self,
+        levels: int = 1,
+        stages: int = 1,
+        channels: int = 8,
+        width: int = 64,
+        blocks: int = 1,
+        decoder: str = "standard",
+        front: str = "conv",
     ) -> None:
         if front not in FRONTS:
             raise SettingError(f"latent.front={front!r} is unknown; allowed: {', '.join(FRONTS)}")

@@ -20,7 +20,7 @@ class ScaledConv2d(nn.Conv2d):
     """
 
     def __init__(self, *sizes: int, gain: float = 1.0, **options: int) -> None:
-        self.gain = gain                            # first, because nn.Conv2d draws its weights
+        self.gain = gain  # first, because nn.Conv2d draws its weights
         super().__init__(*sizes, **options)
 
     def reset_parameters(self) -> None:

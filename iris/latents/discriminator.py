@@ -21,7 +21,7 @@ from iris.latents.losses import require_weight
 
 BALANCES = ("constant", "adaptive")
 GROUPS = 8
-WIDEST = 8          # times the width of the first layer
+WIDEST = 8  # times the width of the first layer
 LARGEST_RATIO = 1e4
 
 
@@ -63,8 +63,10 @@ class AdversarialOptions:
         if self.weight and side // 2**self.layers < 3:
             most = next((n for n in range(self.layers - 1, 0, -1) if side // 2**n >= 3), None)
             allowed = "none" if most is None else f"at most {most}"
-            raise SettingError(f"adversarial.layers={self.layers} needs images of at least {3 * 2**self.layers} pixels "
-                               f"a side, not {height}x{width}; allowed: {allowed}")
+            raise SettingError(
+                f"adversarial.layers={self.layers} needs images of at least {3 * 2**self.layers} pixels "
+                f"a side, not {height}x{width}; allowed: {allowed}"
+            )
 
 
 class RatedConv2d(ScaledConv2d):
@@ -74,7 +76,7 @@ class RatedConv2d(ScaledConv2d):
     """
 
     def __init__(self, *sizes: int, rate: float, **options: int) -> None:
-        self.rate = rate                            # first, because nn.Conv2d draws its weights
+        self.rate = rate  # first, because nn.Conv2d draws its weights
         super().__init__(*sizes, gain=1 / rate, **options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,8 +96,11 @@ class PatchDiscriminator(nn.Module):
         parts: list[nn.Module] = [RatedConv2d(3, width, 4, rate=rate, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for layer in range(layers):
             stride = 2 if layer < layers - 1 else 1
-            parts += [RatedConv2d(widths[layer], widths[layer + 1], 4, rate=rate, stride=stride, padding=1),
-                      nn.GroupNorm(GROUPS, widths[layer + 1], affine=False), nn.LeakyReLU(0.2)]
+            parts += [
+                RatedConv2d(widths[layer], widths[layer + 1], 4, rate=rate, stride=stride, padding=1),
+                nn.GroupNorm(GROUPS, widths[layer + 1], affine=False),
+                nn.LeakyReLU(0.2),
+            ]
         self.layers = nn.Sequential(*parts, RatedConv2d(widths[-1], 1, 4, rate=rate, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -131,8 +136,10 @@ def gradient_ratio(loss: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
 
     With several processes, of the means of their losses: each has a part of the batch.
     """
-    norms = [_mean_over_processes(torch.autograd.grad(term, weight, retain_graph=True)[0]).norm()
-             for term in (loss, adversarial)]
+    norms = [
+        _mean_over_processes(torch.autograd.grad(term, weight, retain_graph=True)[0]).norm()
+        for term in (loss, adversarial)
+    ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_RATIO).detach()
 
 

@@ -53,8 +53,10 @@ class ReconstructionOptions:
     def require_size(self, height: int, width: int) -> None:
         """Raise a SettingError if images of this size do not have so many levels."""
         if any(self.bands) and (height % 2**self.levels or width % 2**self.levels):
-            raise SettingError(f"reconstruction.levels={self.levels} needs image sizes that are multiples of "
-                               f"{2**self.levels}, not {height}x{width}")
+            raise SettingError(
+                f"reconstruction.levels={self.levels} needs image sizes that are multiples of "
+                f"{2**self.levels}, not {height}x{width}"
+            )
 
 
 PLAIN = ReconstructionOptions()
@@ -69,7 +71,11 @@ class Scored(NamedTuple):
 
 
 def score(
-    vae: VAE, images: Tensor, noise: Tensor, kl_weight: float, detail_weight: float,
+    vae: VAE,
+    images: Tensor,
+    noise: Tensor,
+    kl_weight: float,
+    detail_weight: float,
     options: ReconstructionOptions = PLAIN,
 ) -> Scored:
     """Reconstruct from a sample of the posterior: reconstruction + frequency-aware + KL loss, means over elements.
@@ -101,7 +107,11 @@ def score(
 
 
 def vae_loss(
-    vae: VAE, images: Tensor, noise: Tensor, kl_weight: float, detail_weight: float,
+    vae: VAE,
+    images: Tensor,
+    noise: Tensor,
+    kl_weight: float,
+    detail_weight: float,
     options: ReconstructionOptions = PLAIN,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and extras of ``score``."""

@@ -21,8 +21,15 @@ from iris.latents.losses import require_weight
 # Mean and standard deviation of ImageNet, for images in [-1, 1], as LPIPS rounds them.
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 TINY = 1e-8
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError,
-              safetensors.SafetensorError)
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 
 
 class Net(NamedTuple):
@@ -63,8 +70,10 @@ class PerceptualOptions:
         side, least = min(height, width), NETS[self.net].smallest
         if self.weight and side < least:
             others = ", ".join(name for name, net in NETS.items() if net.smallest <= side) or "none"
-            raise SettingError(f"perceptual.net={self.net} needs images of at least {least}x{least}, not "
-                               f"{height}x{width}; allowed: {others}")
+            raise SettingError(
+                f"perceptual.net={self.net} needs images of at least {least}x{least}, not "
+                f"{height}x{width}; allowed: {others}"
+            )
 
 
 class LPIPS(nn.Module):
@@ -114,11 +123,14 @@ def load_lpips(options: PerceptualOptions) -> LPIPS:
     import torchvision
 
     net, path = NETS[options.net], backbone_file(options)
-    with torch.device("meta"):      # neither draws nor holds the classifier: 120 M parameters that are not needed
+    with torch.device("meta"):  # neither draws nor holds the classifier: 120 M parameters that are not needed
         features = getattr(torchvision.models, net.model)(weights=None).features
     try:
-        stored = {name.removeprefix("features."): value for name, value in _read_file(path).items()
-                  if name.startswith("features.")}
+        stored = {
+            name.removeprefix("features."): value
+            for name, value in _read_file(path).items()
+            if name.startswith("features.")
+        }
         features.load_state_dict(stored, assign=True)
     except UNREADABLE as error:
         reason = " ".join(str(error).split("\n")[:2])

@@ -12,8 +12,11 @@ from iris.errors import SettingError
 from iris.latents.base import Latent
 
 CONFIG = "config.json"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors",
-           "diffusion_pytorch_model.safetensors.index.json")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 WANTED = "a folder written by diffusers' save_pretrained, or a hub name that is online or in the hub's cache on disk"
 
 # diffusers' class: the entry of its config that lists the resolutions, and what of encode's answer is the latent.

@@ -48,7 +48,12 @@ class VAE(Latent):
     trained = True
 
     def __init__(
-        self, levels: int = 1, stages: int = 1, channels: int = 8, width: int = 64, blocks: int = 1,
+        self,
+        levels: int = 1,
+        stages: int = 1,
+        channels: int = 8,
+        width: int = 64,
+        blocks: int = 1,
         decoder: str = "standard",
     ) -> None:
         least_values = {"levels": (levels, 1), "stages": (stages, 0), "channels": (channels, 1), "blocks": (blocks, 0)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iris.errors import SettingError, require_choice
-from iris.text.base import TextCondition, TextEncoder
+from iris.text.base import TextEncoder
 from iris.text.cache import EmbeddedText, embed_captions
 from iris.text.clip import CLIPText
 from iris.text.labels import ClassLabels
@@ -32,6 +32,16 @@ def build_text_encoder(values: Mapping[str, Any]) -> TextEncoder:
 
 
 __all__ = [
-    "PAD", "START", "TEXT_ENCODERS", "UNKNOWN", "CLIPText", "ClassLabels", "EmbeddedText", "TextCondition",
-    "TextEncoder", "Vocabulary", "WordEncoder", "build_text_encoder", "embed_captions",
+    "PAD",
+    "START",
+    "TEXT_ENCODERS",
+    "UNKNOWN",
+    "CLIPText",
+    "ClassLabels",
+    "EmbeddedText",
+    "TextEncoder",
+    "Vocabulary",
+    "WordEncoder",
+    "build_text_encoder",
+    "embed_captions",
 ]

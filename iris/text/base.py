@@ -5,18 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class TextCondition(NamedTuple):
-    """An encoded caption batch: tokens [B, L, W], mask [B, L] (True where a token counts), pooled [B, W]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
+from iris.nn.condition import TextCondition
 
 
 class TextEncoder(nn.Module):

@@ -20,14 +20,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from iris.errors import SettingError, require_choice
-from iris.text.arrays import GrowingArray
-from iris.text.base import TextCondition, TextEncoder
-from iris.training.files import naming, write_atomically, write_json
+from iris.io.arrays import GrowingArray
+from iris.io.files import naming, write_atomically, write_json
+from iris.nn.condition import TextCondition
+from iris.text.base import TextEncoder
 
 ABOUT, CAPTIONS, PROGRESS = "about.json", "captions.json", "progress.json"
 FORMAT = 1
 DTYPES = ("float16", "float32")
-SAVE_SECONDS = 10.0     # what a power cut can cost
+SAVE_SECONDS = 10.0  # what a power cut can cost
 
 
 class EmbeddedText(TextEncoder):
@@ -63,8 +64,10 @@ class EmbeddedText(TextEncoder):
         """
         for caption in captions:
             if caption not in self._rows:
-                raise SettingError(f"caption {caption!r} is not among the {len(self._rows)} text embeddings of "
-                                   f"{self.folder}; embed it, or use the text encoder itself")
+                raise SettingError(
+                    f"caption {caption!r} is not among the {len(self._rows)} text embeddings of "
+                    f"{self.folder}; embed it, or use the text encoder itself"
+                )
         return torch.tensor([self._rows[caption] for caption in captions], dtype=torch.int64).unsqueeze(1)
 
     @torch.no_grad()
@@ -85,7 +88,11 @@ class EmbeddedText(TextEncoder):
 
 
 def embed_captions(
-    encoder: TextEncoder, captions: Sequence[str], folder: Path | str, dtype: str = "float16", batch: int = 64,
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    folder: Path | str,
+    dtype: str = "float16",
+    batch: int = 64,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Encode the different ones of ``captions`` and the null prompt; returns the cache's folder, for ``EmbeddedText``.
@@ -115,7 +122,7 @@ def embed_captions(
             with naming(place):
                 _embed(encoder, unique, place, dtype, batch, report)
                 _finish(encoder, fingerprint, unique, place, dtype)
-    EmbeddedText(place, verify=there)       # refuses a damaged one
+    EmbeddedText(place, verify=there)  # refuses a damaged one
     return place
 
 
@@ -127,8 +134,9 @@ def _key(fingerprint: str, dtype: str, captions: list[str]) -> str:
 
 
 @torch.no_grad()
-def _embed(encoder: TextEncoder, captions: list[str], place: Path, dtype: str, batch: int,
-           report: Callable[[int, int], None]) -> None:
+def _embed(
+    encoder: TextEncoder, captions: list[str], place: Path, dtype: str, batch: int, report: Callable[[int, int], None]
+) -> None:
     """Write the three arrays, from the row on that an earlier, killed call had reached."""
     write_atomically(place / CAPTIONS, json.dumps(captions).encode())
     device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
@@ -152,8 +160,10 @@ def _embed(encoder: TextEncoder, captions: list[str], place: Path, dtype: str, b
 def _open(place: Path, one: TextCondition, count: int, dtype: str) -> list[GrowingArray]:
     """The files of ``count`` captions shaped as ``one``, at the last row that is known to be on the disk."""
     dtypes = TextCondition(dtype, "bool", dtype)
-    files = [GrowingArray(place / f"{name}.npy", (count, *value.shape[1:]), kind)
-             for name, value, kind in zip(TextCondition._fields, one, dtypes, strict=True)]
+    files = [
+        GrowingArray(place / f"{name}.npy", (count, *value.shape[1:]), kind)
+        for name, value, kind in zip(TextCondition._fields, one, dtypes, strict=True)
+    ]
     try:
         rows = json.loads((place / PROGRESS).read_text())["rows"]
     except (OSError, ValueError, KeyError):
@@ -174,11 +184,21 @@ def _finish(encoder: TextEncoder, fingerprint: str, captions: list[str], place: 
     """Write about.json, which makes the cache a whole one."""
     tokens = np.load(place / "tokens.npy", mmap_mode="r")
     names = ["tokens.npy", "mask.npy", "pooled.npy", CAPTIONS]
-    write_json(place / ABOUT, {
-        "format": FORMAT, "encoder": encoder.to_dict(), "fingerprint": fingerprint, "dtype": dtype,
-        "rows": len(captions), "length": tokens.shape[1], "width": tokens.shape[2],
-        "files": {name: {"bytes": (place / name).stat().st_size, "sha256": _sha256(place / name)} for name in names},
-    })
+    write_json(
+        place / ABOUT,
+        {
+            "format": FORMAT,
+            "encoder": encoder.to_dict(),
+            "fingerprint": fingerprint,
+            "dtype": dtype,
+            "rows": len(captions),
+            "length": tokens.shape[1],
+            "width": tokens.shape[2],
+            "files": {
+                name: {"bytes": (place / name).stat().st_size, "sha256": _sha256(place / name)} for name in names
+            },
+        },
+    )
     (place / PROGRESS).unlink(missing_ok=True)
 
 
@@ -192,7 +212,8 @@ def _read_about(folder: Path) -> dict[str, Any]:
     missing = {"format", "encoder", "fingerprint", "dtype", "rows", "length", "width", "files"} - set(about)
     if missing or about["format"] != FORMAT:
         raise SettingError(
-            f"text embeddings {folder}: {ABOUT} is not one of format {FORMAT}; delete the folder to embed anew")
+            f"text embeddings {folder}: {ABOUT} is not one of format {FORMAT}; delete the folder to embed anew"
+        )
     return about
 
 
@@ -206,8 +227,11 @@ def _check_files(folder: Path, about: dict[str, Any], verify: bool) -> None:
         if (verify or name == CAPTIONS) and _sha256(path) != facts["sha256"]:
             raise _damaged(path, "changed since it was written (another sha256)")
     rows, length, width, dtype = (about[name] for name in ("rows", "length", "width", "dtype"))
-    for name, shape, kind in (("tokens", (rows, length, width), dtype), ("mask", (rows, length), "bool"),
-                              ("pooled", (rows, width), dtype)):
+    for name, shape, kind in (
+        ("tokens", (rows, length, width), dtype),
+        ("mask", (rows, length), "bool"),
+        ("pooled", (rows, width), dtype),
+    ):
         try:
             array = np.load(folder / f"{name}.npy", mmap_mode="r")
         except (OSError, ValueError) as error:

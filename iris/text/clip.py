@@ -13,14 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from iris.errors import SettingError, require_choice
-from iris.text.base import TextCondition, TextEncoder
+from iris.nn.condition import TextCondition
+from iris.text.base import TextEncoder
 from iris.text.hub import explain, locate
 
 # The text model of openai/clip-vit-large-patch14, which is that of Stable Diffusion 1.x. These are all the fields on
 # which its encoding depends; eos_token_id 2 is transformers' mark of old files, where the end is the largest number.
 VIT_L_14 = {
-    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
     "eos_token_id": 2,
 }
 LARGEST = 2
@@ -76,7 +83,10 @@ class CLIPText(TextEncoder):
         """The model's shape and the tokenizer's words, wherever they were read from."""
         words = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return {field: getattr(self.model.config, field) for field in VIT_L_14} | {
-            "name": "clip", "words": hashlib.sha256(words.encode()).hexdigest(), "padding": self.tokenizer.pad_token_id}
+            "name": "clip",
+            "words": hashlib.sha256(words.encode()).hexdigest(),
+            "padding": self.tokenizer.pad_token_id,
+        }
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer to ``folder``, from which ``CLIPText(folder)`` reads them."""
@@ -101,9 +111,10 @@ def _load(source: str) -> tuple[nn.Module, Any]:
     try:
         with _quiet():
             model, found = CLIPTextModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
             tokenizer = CLIPTokenizerFast.from_pretrained(words, local_files_only=True)
-    except Exception as error:      # a damaged file fails in as many ways as there are readers
+    except Exception as error:  # a damaged file fails in as many ways as there are readers
         raise SettingError(explain(source, f"its files are not readable as a CLIP text model ({error!r})")) from error
     if missing := sorted(found["missing_keys"]):
         raise SettingError(explain(source, f"{folder} holds no whole CLIP text model, {missing[0]} is missing"))
@@ -116,7 +127,8 @@ def _check_tokenizer(source: str, tokenizer: Any, config: Any) -> None:
     largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
     if largest >= config.vocab_size:
         raise SettingError(
-            explain(source, f"its tokenizer gives numbers up to {largest}, its model has {config.vocab_size}"))
+            explain(source, f"its tokenizer gives numbers up to {largest}, its model has {config.vocab_size}")
+        )
     expected = largest if config.eos_token_id == LARGEST else config.eos_token_id
     if end != expected:
         raise SettingError(explain(source, f"its tokenizer ends captions with {end}, its model expects {expected}"))

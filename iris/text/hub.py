@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris.errors import SettingError
-from iris.hub import no_answer
+from iris.io.hub import no_answer
 
 MODEL = ("config.json", "model.safetensors")
-WORDS = ("vocab.json", "merges.txt")        # tokenizer.json holds both
+WORDS = ("vocab.json", "merges.txt")  # tokenizer.json holds both
 NOWHERE = "neither a folder nor in the hub cache"
 TOKENIZER = ("tokenizer.json", *WORDS, "tokenizer_config.json", "special_tokens_map.json")
 
@@ -40,9 +40,11 @@ def explain(source: str, problem: str) -> str:
     """The message of an error about model.text_source: what is wrong and what is expected."""
     from huggingface_hub import constants
 
-    return (f"model.text_source={source!r}: {problem}. Expected: a folder with {', '.join((*MODEL, *WORDS))} "
-            "(tokenizer.json may replace the last two); a diffusers pipeline's folder with these in text_encoder/ and "
-            f"tokenizer/; or the hub name of either, in the cache ({constants.HF_HUB_CACHE}) or to be downloaded")
+    return (
+        f"model.text_source={source!r}: {problem}. Expected: a folder with {', '.join((*MODEL, *WORDS))} "
+        "(tokenizer.json may replace the last two); a diffusers pipeline's folder with these in text_encoder/ and "
+        f"tokenizer/; or the hub name of either, in the cache ({constants.HF_HUB_CACHE}) or to be downloaded"
+    )
 
 
 def _parts(root: Path) -> tuple[Path, Path]:
@@ -83,5 +85,5 @@ def _download(source: str) -> Path:
         raise SettingError(explain(source, f"{NOWHERE}, and the hub gave {problem!r}")) from problem
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
-    except Exception as error:      # the client's own errors and those of whichever HTTP library it uses
+    except Exception as error:  # the client's own errors and those of whichever HTTP library it uses
         raise SettingError(explain(source, f"{NOWHERE}, and the hub gave {error!r}")) from error

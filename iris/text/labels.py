@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from iris.errors import SettingError
-from iris.text.base import TextCondition, TextEncoder
+from iris.nn.condition import TextCondition
+from iris.text.base import TextEncoder
 from iris.text.words import TokenTable
 
-NULL = 0        # the class of the empty caption, trained by caption dropout as in DiT (arXiv 2212.09748)
-SHOWN = 10      # class names that an error message lists
+NULL = 0  # the class of the empty caption, trained by caption dropout as in DiT (arXiv 2212.09748)
+SHOWN = 10  # class names that an error message lists
 
 
 class ClassLabels(TextEncoder):
@@ -45,8 +46,10 @@ class ClassLabels(TextEncoder):
         """
         classes = sorted(set(captions) - {""})
         if len(classes) > most:
-            raise SettingError(f"model.text=labels: {len(classes)} different captions are more than {most} classes; "
-                               "use model.text=words or clip")
+            raise SettingError(
+                f"model.text=labels: {len(classes)} different captions are more than {most} classes; "
+                "use model.text=words or clip"
+            )
         return cls(classes, width)
 
     def tokenise(self, captions: Sequence[str]) -> Tensor:
@@ -60,7 +63,8 @@ class ClassLabels(TextEncoder):
                 more = ", …" if len(self.classes) > SHOWN else ""
                 raise SettingError(
                     f"caption {caption!r} is not one of the {len(self.classes)} classes of model.text=labels; "
-                    f"allowed: {', '.join(self.classes[:SHOWN])}{more}")
+                    f"allowed: {', '.join(self.classes[:SHOWN])}{more}"
+                )
         return torch.tensor([self._numbers[caption] for caption in captions], dtype=torch.int64).unsqueeze(1)
 
     def forward(self, numbers: Tensor) -> TextCondition:

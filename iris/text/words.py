@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iris.errors import SettingError
-from iris.layers import FeedForward, Linear, require_divisible, rms_normalise, split_heads
-from iris.text.base import TextCondition, TextEncoder
+from iris.nn.condition import TextCondition
+from iris.nn.layers import FeedForward, Linear, require_divisible, rms_normalise, split_heads
+from iris.text.base import TextEncoder
 
 PAD, START, UNKNOWN = 0, 1, 2
 _WORD = re.compile(r"[a-z0-9]+")
@@ -107,8 +108,14 @@ class WordEncoder(TextEncoder):
         return TextCondition(x, mask, (x * counted).sum(1) / counted.sum(1))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": "words", "words": self.vocabulary.words, "length": self.length, "width": self.width,
-                "layers": len(self.layers), "heads": self.heads}
+        return {
+            "name": "words",
+            "words": self.vocabulary.words,
+            "length": self.length,
+            "width": self.width,
+            "layers": len(self.layers),
+            "heads": self.heads,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WordEncoder:

@@ -32,9 +32,9 @@ Groups (group=option), and any setting as key=value:"""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch: spinning threads slow each other down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow each other down
     from iris.errors import SettingError
-    from iris.training.files import FULL
+    from iris.io.files import FULL
     from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory, ShareError
 
     if "--help" in words or "-h" in words:
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in FULL:
             raise
         where = f" to {error.filename2 or error.filename}" if error.filename else ""
-        return _failed(f"no space left to write{where}; free some space and run the same command again", 1, shared=False)
+        return _failed(
+            f"no space left to write{where}; free some space and run the same command again", 1, shared=False
+        )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
         return 130
@@ -73,12 +75,12 @@ def run(words: Sequence[str]) -> Path:
     """
     import torch
 
-    from iris.training.mlflow_location import Location
-    from iris.training.progress import Progress
-    from iris.training.settings import settings_of
-    from iris.training.stages import stage_of
-    from iris.training.stages.base import RESULT, Desk, check_out, publish
-    from iris.training.stages.processes import Processes
+    from ablations.track.location import Location
+    from iris.io.progress import Progress
+    from iris.stages import stage_of
+    from iris.stages.base import RESULT, Desk, check_out, publish
+    from iris.stages.processes import Processes
+    from iris.stages.settings import settings_of
 
     settings = settings_of(words)
     check_out(settings.out)
@@ -109,7 +111,7 @@ def _failed(error: Exception | str, code: int, shared: bool = True) -> int:
 
 
 def _help() -> int:
-    from iris.training.settings import COMPOSER
+    from iris.stages.settings import COMPOSER
 
     print(HELP)
     for group in COMPOSER.groups:
@@ -120,7 +122,7 @@ def _help() -> int:
 def _show(words: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
-    from iris.training.settings import compose
+    from iris.stages.settings import compose
 
     print(OmegaConf.to_yaml(compose(words)), end="")
     return 0

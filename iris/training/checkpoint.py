@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
-import re
 import shutil
 import warnings
 from itertools import pairwise
@@ -14,69 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from iris.io.tensors import load_tensors, save_tensors
+
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write ``tensors`` and the JSON-able ``about`` to a safetensors file, atomically, with a checksum of both.
-
-    Raises:
-        OSError: the file cannot be written; the one before it stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(about)
-    try:
-        # One entry: safetensors writes several in any order, and equal contents must give equal files.
-        save_file(plain, temporary, metadata={"about": f"{text}\n{_checksum(plain, text)}"})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except safetensors.SafetensorError as error:
-        temporary.unlink(missing_ok=True)
-        raise _as_os_error(error, path) from error
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and ``about`` of a file written by ``save_tensors``.
-
-    Raises:
-        ValueError: the file is truncated, corrupt, or was not written by ``save_tensors``.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-        text, checked, checksum = metadata["about"].partition("\n")
-        about = json.loads(text)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
-    # Files of earlier versions have no checksum.
-    if len(metadata) > 1 or (checked and checksum != _checksum(tensors, text)):
-        raise ValueError(f"{path}: not a readable checkpoint (its checksum is not its content's)")
-    return tensors, about
-
-
-def _checksum(tensors: dict[str, Tensor], about: str) -> str:
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _as_os_error(error: Exception, path: Path) -> OSError:
-    """safetensors reports a failed write as text that ends in "(os error 28)"."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else OSError(f"{path}: {error}")
 
 
 class Checkpoints:
@@ -97,13 +37,13 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; those on the disk stay as they are.
         """
-        if not self._cleared:               # what processes that were killed while they wrote have left
+        if not self._cleared:  # what processes that were killed while they wrote have left
             for path in self.folder.glob(".*.safetensors.[0-9]*"):
                 path.unlink(missing_ok=True)
             self._cleared = True
         fresh = self._path("new")
         save_tensors(fresh, tensors, about)
-        for path in self._unreadable:       # they must not push a readable one out
+        for path in self._unreadable:  # they must not push a readable one out
             path.unlink(missing_ok=True)
         self._unreadable = []
         for older, newer in pairwise(reversed([self._path(k) for k in range(self.keep)])):
@@ -118,7 +58,7 @@ class Checkpoints:
         temporary.unlink(missing_ok=True)
         try:
             os.link(self._newest, temporary)
-        except OSError:                     # no hard links on this file system
+        except OSError:  # no hard links on this file system
             shutil.copyfile(self._newest, temporary)
         os.replace(temporary, self.folder / BEST)
 
@@ -138,8 +78,10 @@ class Checkpoints:
                 self._unreadable.append(path)
                 warnings.warn(f"{error}; the checkpoint before it is used", RuntimeWarning, stacklevel=2)
         if self._unreadable:
-            raise ValueError(f"{self.folder}: no readable checkpoint among "
-                             f"{', '.join(path.name for path in self._unreadable)}; remove them to start anew")
+            raise ValueError(
+                f"{self.folder}: no readable checkpoint among "
+                f"{', '.join(path.name for path in self._unreadable)}; remove them to start anew"
+            )
         return None
 
     def _path(self, number: int | str) -> Path:
@@ -153,8 +95,10 @@ def averaged_weights(path: Path) -> dict[str, Tensor]:
         ValueError: as ``load_tensors``.
     """
     tensors, _ = load_tensors(path)
-    parts = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-             for prefix in ("model.", "average.")}
+    parts = {
+        prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "average.")
+    }
     return parts["model."] | parts["average."]
 
 
@@ -163,8 +107,8 @@ def random_state() -> dict[str, Tensor]:
 
     Tasks draw from addressed generators and need none of them; a mixer with dropout, or a task from elsewhere, may.
     """
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    _version, words, gauss = random.getstate()
+    _name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words),

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from iris.errors import SettingError
-from iris.generator import Evaluation, Generator, GeneratorConfig
-from iris.randomness import generator as addressed
-from iris.text import TextCondition
+from iris.nn.condition import TextCondition
+from iris.nn.generator import Evaluation, Generator, GeneratorConfig
+from iris.randomness import addressed
 from iris.training.loop import WHOLE, Part
 
 RATE_STD = 0.5  # Huginn's sigma
@@ -74,8 +74,17 @@ def evaluate(
     depth, passes = generator.config.depth, passes_of(generator.config, seed, step)
 
     def once(carried: Tensor | None, exits: tuple[int, ...]) -> Evaluation:
-        return generator.evaluate(z, t, text, passes.iterations, carried=carried, backprop=depth.backprop, exits=exits,
-                                  draws=addressed(seed, "state", step), part=part)
+        return generator.evaluate(
+            z,
+            t,
+            text,
+            passes.iterations,
+            carried=carried,
+            backprop=depth.backprop,
+            exits=exits,
+            draws=addressed(seed, "state", step),
+            part=part,
+        )
 
     carried = None
     if depth.carry and torch.rand((), generator=addressed(seed, "carry", step)) < CARRY_SHARE:

@@ -26,7 +26,7 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
     Raises:
         SettingError: the device is not there, or cannot compute in this precision.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs   # here: saved models load without it
+    from accelerate import Accelerator, DistributedDataParallelKwargs  # here: saved models load without it
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin
 
@@ -37,8 +37,12 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
     # Some steps leave weights without gradient (depth.carry); of other tasks' steps nothing is known.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     try:
-        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[ddp],
-                                  gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate))
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=precision,
+            kwargs_handlers=[ddp],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+        )
     except ValueError as error:
         raise SettingError(f"train.precision={precision} cannot be used with train.device={device}: {error}") from error
     kind = accelerator.device.type
@@ -54,7 +58,7 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
 
 def process_rank() -> int:
     """This process's number among those that share each batch, before any of them is joined: 0 where it is alone."""
-    if "RANK" in os.environ:                    # torchrun
+    if "RANK" in os.environ:  # torchrun
         return int(os.environ["RANK"])
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit import JobEnvironment
@@ -65,7 +69,7 @@ def process_rank() -> int:
 
 def process_count() -> int:
     """How many processes share each batch."""
-    if "WORLD_SIZE" in os.environ:              # torchrun
+    if "WORLD_SIZE" in os.environ:  # torchrun
         return int(os.environ["WORLD_SIZE"])
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit import JobEnvironment

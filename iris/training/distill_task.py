@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iris.distill import (
+from iris.diffusion.distill import (
     DistillSettings,
     RowVelocity,
     consistency_target,
@@ -22,14 +22,15 @@ from iris.distill import (
     solve,
     student_times,
 )
+from iris.diffusion.flow import TimeSampling, interpolate
 from iris.errors import SettingError
-from iris.flow import TimeSampling, interpolate
-from iris.generator import Generator
-from iris.randomness import generator as addressed
-from iris.text import TextCondition
+from iris.model import TextToLatent, device_of
+from iris.nn.condition import TextCondition
+from iris.nn.generator import Generator
+from iris.randomness import addressed
 from iris.training.loop import WHOLE, Part
 from iris.training.safety import BatchFacts
-from iris.training.tasks import TextToLatent, batch_indices, device_of, keys_of
+from iris.training.tasks import batch_indices, keys_of
 
 
 class Distillation(nn.Module):
@@ -70,7 +71,7 @@ class Distillation(nn.Module):
         Sample it as ``settings.sampling(steps)`` says, without guidance.
 
         Raises:
-            SettingError: as ``iris.distill.fold``.
+            SettingError: as ``iris.diffusion.distill.fold``.
         """
         return TextToLatent(self.student.text, fold(self.student.generator, self.settings, steps, guidance))
 
@@ -95,8 +96,10 @@ class Batch:
 
     def only(self, kept: Tensor) -> Batch:
         """Those of the rows for which ``kept`` [B] is true."""
-        text, null = (None if whole is None else TextCondition(*(value[kept] for value in whole))
-                      for whole in (self.text, self.null))
+        text, null = (
+            None if whole is None else TextCondition(*(value[kept] for value in whole))
+            for whole in (self.text, self.null)
+        )
         return Batch(self.module, self.clean[kept], self.noise[kept], text, null, self.scale[kept])
 
 
@@ -172,15 +175,22 @@ class DistillTask:
             target = torch.empty_like(z)
             if learns.any():
                 mine = batch.only(learns)
-                target[learns] = shortcut_target(lambda z, t, level: self._target(z, t, mine, level), z[learns],
-                                                 t[learns], level[learns])
+                target[learns] = shortcut_target(
+                    lambda z, t, level: self._target(z, t, mine, level), z[learns], t[learns], level[learns]
+                )
             if not learns.all():
                 start, size = z[~learns], 1 / settings.grid
-                end = solve(batch.only(~learns).teacher, start, t[~learns], t[~learns] - size, settings.solver,
-                            settings.solver_steps)
+                end = solve(
+                    batch.only(~learns).teacher,
+                    start,
+                    t[~learns],
+                    t[~learns] - size,
+                    settings.solver,
+                    settings.solver_steps,
+                )
                 target[~learns] = (start - end) / size
         error = (self._student(z, t, batch, level) - target).square().flatten(1).mean(1)
-        whole = part.of * error.detach()        # the mean of this over the parts is a sum over the batch's rows
+        whole = part.of * error.detach()  # the mean of this over the parts is a sum over the batch's rows
         extras = {"loss_own": whole[learns].sum() / own, "loss_teacher": whole[~learns].sum() / (self.batch - own)}
         return error.mean(), extras
 

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iris.data.loading import Loader
 from iris.data.source import Batch, Source
 from iris.errors import SettingError
+from iris.io.files import naming, write_atomically
+from iris.io.pixels import to_images
 from iris.latents import Latent
-from iris.training.files import naming, write_atomically
+from iris.model import device_of
+from iris.training.loading import Loader
 from iris.training.loop import WHOLE, Part
 from iris.training.safety import BatchFacts, ShareError
-from iris.training.tasks import FlowTask, device_of, to_images
+from iris.training.tasks import FlowTask
 
-KEPT = 1000             # steps whose positions are all in the file; of those before, every so-many-th
-AT_ONCE = 64            # pictures encoded at once
+KEPT = 1000  # steps whose positions are all in the file; of those before, every so-many-th
+AT_ONCE = 64  # pictures encoded at once
 
 
 class Positions:
@@ -44,8 +46,10 @@ class Positions:
         self._known = {at: position for at, position in self._read() if at <= step} if step else {}
         if step and not self._known:
             folder = self._path.parent
-            raise ShareError(f"data.live=true: {self._path} does not say where the data go on after step {step}, that of "
-                               f"the checkpoint beside it; delete {folder} to train anew")
+            raise ShareError(
+                f"data.live=true: {self._path} does not say where the data go on after step {step}, that of "
+                f"the checkpoint beside it; delete {folder} to train anew"
+            )
         self._write()
         last = max(self._known, default=0)
         return last, self._known.get(last)
@@ -65,7 +69,7 @@ class Positions:
         for line in self._path.read_text().splitlines() if self._path.exists() else ():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:        # half-written when the process was killed
+            except json.JSONDecodeError:  # half-written when the process was killed
                 continue
             rows.append((row["step"], row["position"]))
         return rows
@@ -90,7 +94,9 @@ class LiveBatches:
         folder: for the positions.
     """
 
-    def __init__(self, source: Source, batch: int, seed: int, rank: int, world: int, workers: int, folder: Path) -> None:
+    def __init__(
+        self, source: Source, batch: int, seed: int, rank: int, world: int, workers: int, folder: Path
+    ) -> None:
         self.rank, self.world = rank, world
         self._open = lambda position: Loader(source, batch // world, seed, rank, world, workers, position)
         self._positions = Positions(folder / f"positions-{rank}.jsonl")
@@ -106,7 +112,7 @@ class LiveBatches:
         """
         known, position = self._positions.up_to(step)
         self._loader, self._next = self._open(position), known
-        while self._next < step:        # a power cut may have taken the last lines
+        while self._next < step:  # a power cut may have taken the last lines
             self.of(self._next)
 
     def of(self, step: int) -> Batch:
@@ -158,7 +164,7 @@ class LiveFlowTask(FlowTask):
         batch, own = self.live.of(step), slice(part.index // self.live.world, None, part.of // self.live.world)
         try:
             captions = self.module.text.tokenise(self.texts(batch)[own])
-        except SettingError as error:           # a caption that is no class
+        except SettingError as error:  # a caption that is no class
             raise ShareError(str(error)) from error
         return self._encoded(torch.from_numpy(batch.images[own])), captions
 
@@ -170,5 +176,5 @@ class LiveFlowTask(FlowTask):
     @torch.no_grad()
     def _encoded(self, pixels: Tensor) -> Tensor:
         place = device_of(self.module)
-        with torch.autocast(place.type, enabled=False):         # in float32, as what is encoded beforehand
+        with torch.autocast(place.type, enabled=False):  # in float32, as what is encoded beforehand
             return torch.cat([self.latent.encode(to_images(some.to(place))) for some in pixels.split(AT_ONCE)])

@@ -19,8 +19,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from iris.errors import SettingError, require_choice
+from iris.io.files import write_atomically
 from iris.training.checkpoint import CHECKPOINT
-from iris.training.files import write_atomically
 from iris.training.optimiser import OptimiserSettings, learning_rate_at
 from iris.training.part import WHOLE, Part
 from iris.training.run import Run
@@ -40,7 +40,7 @@ class Task(Protocol):
     """
 
     module: nn.Module
-    batch: int      # rows of a step, over all processes and parts
+    batch: int  # rows of a step, over all processes and parts
 
     def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss (a scalar) of the rows ``part`` of step ``step``, and extra scalars to log.
@@ -94,8 +94,13 @@ class LoopSettings:
 Observer = Callable[[dict[str, float]], None]
 
 
-def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = lambda row: None,
-        meter: Callable[[], dict[str, float]] = dict) -> nn.Module:
+def fit(
+    task: Task,
+    settings: LoopSettings,
+    folder: Path,
+    observe: Observer = lambda row: None,
+    meter: Callable[[], dict[str, float]] = dict,
+) -> nn.Module:
     """Train ``task.module`` in place and leave the averaged weights in it; returns it, on the device that it came on.
 
     State goes to ``folder``: a checkpoint at least each ``checkpoint_seconds``, and a line of metrics each
@@ -118,8 +123,11 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
     since = 0
 
     with (
-        open(folder / METRICS if run.main else os.devnull, "a") as metrics, Signals() as signals, run.compiled(),
-        explained_disk(folder, run.left), explained_loss_of_worker(run.world, run.left),
+        open(folder / METRICS if run.main else os.devnull, "a") as metrics,
+        Signals() as signals,
+        run.compiled(),
+        explained_disk(folder, run.left),
+        explained_loss_of_worker(run.world, run.left),
     ):
         while run.step < settings.steps:
             # Forward and backward of the whole batch. Until update() the weights are those of the last step, whose row
@@ -145,8 +153,15 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
             # A row for whoever watches.
             if last or value is not None or run.step % settings.log_every == 0:
                 extra, now = run.means(step.extras), time.monotonic()
-                row = {"step": run.step, "steps": settings.steps, "time": time.time(), "loss": step.loss, "lr": rate,
-                       "grad_norm": step.norm, "images_per_s": since / max(now - logged, 1e-9)}
+                row = {
+                    "step": run.step,
+                    "steps": settings.steps,
+                    "time": time.time(),
+                    "loss": step.loss,
+                    "lr": rate,
+                    "grad_norm": step.norm,
+                    "images_per_s": since / max(now - logged, 1e-9),
+                }
                 row |= extra | ({} if value is None else {"validation": value})
                 row |= {"skipped": run.skipped} if run.skipped else {}
                 if run.main:
@@ -162,7 +177,7 @@ def fit(task: Task, settings: LoopSettings, folder: Path, observe: Observer = la
                 saved = time.monotonic()
             if step.signal:
                 run.accelerator.wait_for_everyone()
-                run.saved = run.step        # by the first process, for all
+                run.saved = run.step  # by the first process, for all
                 signals.hand_over(step.signal, f"{run.left()} of {settings.steps}. Run the same command again to go on")
 
     with explained_loss_of_worker(run.world, run.left):

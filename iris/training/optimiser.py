@@ -15,12 +15,12 @@ from iris.errors import SettingError
 class OptimiserSettings:
     """How weights are updated. ``warmup`` and ``decay`` are shares of all steps: linear rise at the start, linear fall to zero at the end."""
 
-    name: str = "muon"              # muon | adamw
-    learning_rate: float = 2e-3     # of AdamW, and of Muon in AdamW's units (its updates are scaled to AdamW's RMS)
+    name: str = "muon"  # muon | adamw
+    learning_rate: float = 2e-3  # of AdamW, and of Muon in AdamW's units (its updates are scaled to AdamW's RMS)
     weight_decay: float = 0.01
     warmup: float = 0.05
     decay: float = 0.5
-    clip: float = 1.0               # largest gradient norm
+    clip: float = 1.0  # largest gradient norm
 
 
 OPTIMISERS = ("muon", "adamw")
@@ -41,8 +41,13 @@ class Optimisers:
         decay = {"weight_decay": settings.weight_decay}
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=settings.learning_rate, adjust_lr_fn="match_rms_adamw", **decay))
-        groups = [{"params": [p for p in others if p.dim() > 1], **decay}, {"params": [p for p in others if p.dim() <= 1]}]
+            self.parts.append(
+                torch.optim.Muon(matrices, lr=settings.learning_rate, adjust_lr_fn="match_rms_adamw", **decay)
+            )
+        groups = [
+            {"params": [p for p in others if p.dim() > 1], **decay},
+            {"params": [p for p in others if p.dim() <= 1]},
+        ]
         groups = [group for group in groups if group["params"]]
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0))
@@ -84,8 +89,6 @@ def learning_rate_at(step: int, steps: int, settings: OptimiserSettings) -> floa
 
 
 def _split(module: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    matrices = {
-        id(part.weight) for part in module.modules() if muon and isinstance(part, nn.Linear)
-    }
+    matrices = {id(part.weight) for part in module.modules() if muon and isinstance(part, nn.Linear)}
     everything: Iterable[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
     return [p for p in everything if id(p) in matrices], [p for p in everything if id(p) not in matrices]

@@ -66,19 +66,22 @@ class Run:
         self._resume()
         self.module.zero_grad(set_to_none=True)
         self.loss = self.accelerator.prepare(_Loss(task))
-        if hasattr(task, "go_on_at"):       # last: one process's failure is a lost worker to the others' first step
+        if hasattr(task, "go_on_at"):  # last: one process's failure is a lost worker to the others' first step
             task.go_on_at(self.step)
 
     def _check(self) -> None:
         parts = self.world * self.settings.accumulate
         if self.task.batch % parts:
-            raise SettingError(f"train.batch={self.task.batch} must be a multiple of {parts}: {self.world} processes "
-                               f"times train.accumulate={self.settings.accumulate}")
+            raise SettingError(
+                f"train.batch={self.task.batch} must be a multiple of {parts}: {self.world} processes "
+                f"times train.accumulate={self.settings.accumulate}"
+            )
         if self.settings.gradient_checkpointing and not self._looped():
             raise SettingError("train.gradient_checkpointing=true: this stage has no looped core; allowed: false")
         if self.settings.validate_every and not hasattr(self.task, "validate"):
-            raise SettingError(f"train.validate_every={self.settings.validate_every}: this stage has no validation; "
-                               "allowed: 0")
+            raise SettingError(
+                f"train.validate_every={self.settings.validate_every}: this stage has no validation; allowed: 0"
+            )
 
     def _looped(self) -> list[nn.Module]:
         return [part for part in self.task.module.modules() if hasattr(part, "checkpoint_passes")]
@@ -104,7 +107,7 @@ class Run:
             # Processes exchange gradients once a step, with the last part.
             with self.accelerator.no_sync(self.loss) if index < count - 1 else nullcontext():
                 loss, extra = self.loss(self.step, first + index, of)
-                self.accelerator.backward(loss)         # divides by ``accumulate``, and scales in fp16
+                self.accelerator.backward(loss)  # divides by ``accumulate``, and scales in fp16
             losses.append(loss.detach())
             extras.append(extra)
         if self.accelerator.scaler is not None:
@@ -113,7 +116,7 @@ class Run:
                 self.accelerator.scaler.unscale_(part)
         norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.optimiser.clip)
         loss = losses[0] if count == 1 else torch.stack(losses).mean()
-        if self.world > 1:      # all processes must judge and stop alike
+        if self.world > 1:  # all processes must judge and stop alike
             shared = self.accelerator.gather(torch.stack([loss.float(), torch.full_like(loss, signal).float()])[None])
             loss, signal = shared[:, 0].mean(), int(shared[:, 1].max())
         return Step(loss.item(), norm.item(), extras, signal)
@@ -131,9 +134,13 @@ class Run:
         if scaler is None or not math.isfinite(step.loss) or scaler.get_scale() <= 1:
             self.skipped += 1
             if self.skipped > self.settings.skip_nonfinite:
-                likely = {"train.learning_rate": chosen.learning_rate, "train.clip": chosen.clip,
-                          "train.optimiser": chosen.name, "train.precision": self.settings.precision,
-                          "train.skip_nonfinite": self.settings.skip_nonfinite}
+                likely = {
+                    "train.learning_rate": chosen.learning_rate,
+                    "train.clip": chosen.clip,
+                    "train.optimiser": chosen.name,
+                    "train.precision": self.settings.precision,
+                    "train.skip_nonfinite": self.settings.skip_nonfinite,
+                }
                 raise non_finite(self.step + 1, step.loss, step.norm, self._facts(), likely)
         self.module.zero_grad(set_to_none=True)
         if scaler is not None:
@@ -177,9 +184,13 @@ class Run:
         tensors = {f"model.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimisers.tensors().items()}
-        tensors |= {f"random.{name}": value for name, value in random_state().items()}      # of the first process
-        about = {"step": self.step, "skipped": self.skipped, "best": self.best if math.isfinite(self.best) else None,
-                 "best_step": self.best_step}
+        tensors |= {f"random.{name}": value for name, value in random_state().items()}  # of the first process
+        about = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "best": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
+        }
         if self.accelerator.scaler is not None:
             about["scaler"] = self.accelerator.scaler.state_dict()
         self.checkpoints.save(tensors, about)
@@ -206,7 +217,7 @@ class Run:
             self.skipped = about.get("skipped", 0)
             self.best = math.inf if about.get("best") is None else about["best"]
             self.best_step = about.get("best_step")
-            if self.main and self.best_step == self.step:       # a kill may have come before it was kept
+            if self.main and self.best_step == self.step:  # a kill may have come before it was kept
                 self.checkpoints.keep_best()
 
     @torch.no_grad()
@@ -214,7 +225,7 @@ class Run:
         """Put the averaged weights into the module."""
         for name, parameter in self.trained.items():
             parameter.copy_(self.average[name])
-        if self.world > 1:      # the first process may still be writing what the others' callers read
+        if self.world > 1:  # the first process may still be writing what the others' callers read
             self.accelerator.wait_for_everyone()
         return self.module.to(self._origin).eval()
 
@@ -243,8 +254,10 @@ class Run:
 
     def advice_on_look(self) -> str:
         """The same of ``validate``."""
-        return (f"while the averaged weights were looked at after step {self.step}: lower sample.count, or set "
-                f"train.validate_every={self.settings.validate_every} to 0 to do without")
+        return (
+            f"while the averaged weights were looked at after step {self.step}: lower sample.count, or set "
+            f"train.validate_every={self.settings.validate_every} to 0 to do without"
+        )
 
     def _facts(self) -> BatchFacts:
         return self.task.describe(self.step) if hasattr(self.task, "describe") else BatchFacts()

@@ -14,12 +14,22 @@ from typing import Any, NamedTuple
 import torch
 
 from iris.errors import SettingError
-from iris.training.files import FULL
+from iris.io.files import FULL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ROWS_NAMED = 64
-LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout", "nccl",
-        "gloo", "peer", "socket")
+LOST = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "nccl",
+    "gloo",
+    "peer",
+    "socket",
+)
 
 
 class NonFiniteLoss(RuntimeError):
@@ -89,8 +99,9 @@ def explained_disk(folder: Path, left: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL or isinstance(error, DiskFull):
             raise
-        raise DiskFull(error.errno, f"no space left to write to {folder}; {left()}. Free some space and run the same "
-                                    "command again") from error
+        raise DiskFull(
+            error.errno, f"no space left to write to {folder}; {left()}. Free some space and run the same command again"
+        ) from error
 
 
 @contextmanager
@@ -98,12 +109,15 @@ def explained_loss_of_worker(world: int, save: Callable[[], str]) -> Iterator[No
     """Turn a broken collective into ``LostWorker``; ``save()`` keeps the state and says which checkpoint there is."""
     try:
         yield
-    except (LostWorker, NonFiniteLoss):     # whatever words are in them, such as the names of rows
+    except (LostWorker, NonFiniteLoss):  # whatever words are in them, such as the names of rows
         raise
     except RuntimeError as error:
         text = str(error).lower()
-        if world == 1 or isinstance(error, torch.OutOfMemoryError) or not (
-                isinstance(error, torch.distributed.DistError) or any(word in text for word in LOST)):
+        if (
+            world == 1
+            or isinstance(error, torch.OutOfMemoryError)
+            or not (isinstance(error, torch.distributed.DistError) or any(word in text for word in LOST))
+        ):
             raise
         raise LostWorker(f"another of the {world} processes is gone; {save()}. Run the same command again") from error
 
@@ -127,7 +141,7 @@ class Signals:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if kind is None and self.pending:       # it came when the last step was done: everything is saved
+        if kind is None and self.pending:  # it came when the last step was done: everything is saved
             self.hand_over(self.pending, "the run is complete")
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -6,21 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iris.errors import SettingError
-from iris.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
-from iris.generator import Generator
-from iris.randomness import generator
-from iris.text import TextEncoder
+from iris.diffusion.flow import TimeSampling, check_weight, interpolate, velocity_loss, weighted_error
+from iris.model import TextToLatent, device_of
+from iris.randomness import addressed
 from iris.training.depth import check_depth, depth_loss, evaluate
 from iris.training.loop import WHOLE, Part
 from iris.training.safety import BatchFacts
-
-
-def to_images(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> float images [B, 3, H, W] in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
@@ -35,35 +28,12 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
 @lru_cache(maxsize=2)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     """An epoch's permutation, kept while it lasts: of a million rows it takes 10 ms."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+    return torch.randperm(count, generator=addressed(seed, "order", epoch))
 
 
 def keys_of(data: object, rows: list[int]) -> list[str]:
     """Where rows came from; of data that do not say so, nothing."""
     return data.keys(rows) if hasattr(data, "keys") else []
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are, and its batches go."""
-    return next(module.parameters()).device
-
-
-class TextToLatent(nn.Module):
-    """The text encoder and the generator that is trained with it.
-
-    Raises:
-        SettingError: they differ in the width of text tokens.
-    """
-
-    def __init__(self, text: TextEncoder, model: Generator) -> None:
-        super().__init__()
-        if text.width != model.config.text_width:
-            raise SettingError(f"model.text_width={model.config.text_width} must be the text encoder's width, {text.width}")
-        self.text, self.generator = text, model
-
-    def forward(self, z: Tensor, t: Tensor, numbers: Tensor, iterations: int | None = None) -> Tensor:
-        """Velocity [B, C, h, w] of latents z at times t [B] for captions as token numbers [B, L]."""
-        return self.generator(z, t, self.text(numbers), iterations)
 
 
 @dataclass
@@ -106,11 +76,11 @@ class FlowTask:
     def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         place, (clean, captions) = device_of(self.module), self.examples(step, part)
         clean = clean.to(place)
-        dropped = torch.rand(self.batch, generator=generator(self.seed, "dropout", step)) < self.caption_dropout
+        dropped = torch.rand(self.batch, generator=addressed(self.seed, "dropout", step)) < self.caption_dropout
         captions = torch.where(part.take(dropped)[:, None], self.null, captions).to(place)
-        t = part.take(self.times.draw(self.batch, generator(self.seed, "time", step))).to(place)
+        t = part.take(self.times.draw(self.batch, addressed(self.seed, "time", step))).to(place)
         shape = (self.batch, *clean.shape[1:])
-        noise = part.take(torch.randn(shape, generator=generator(self.seed, "noise", step))).to(place)
+        noise = part.take(torch.randn(shape, generator=addressed(self.seed, "noise", step))).to(place)
         text = self.module.text(captions)
         z = interpolate(clean, noise, t)
         evaluation = evaluate(self.module.generator, z, t, text, self.seed, step, part)
@@ -122,8 +92,11 @@ class FlowTask:
 
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
-        settings = {"train.loss_weight": self.loss_weight, "train.time": self.times.kind,
-                    "model.iterations": self.module.generator.config.iterations}
+        settings = {
+            "train.loss_weight": self.loss_weight,
+            "train.time": self.times.kind,
+            "model.iterations": self.module.generator.config.iterations,
+        }
         rows = self.rows(step).tolist()
         return BatchFacts(rows, tuple(self.latents.shape[1:]), settings, keys_of(self.latents, rows))
 
@@ -138,8 +111,8 @@ def validation_loss(task: FlowTask, batches: int = 8) -> float:
     for step in range(min(batches, max(1, len(task.latents) // task.batch))):
         part = slice(step * task.batch, (step + 1) * task.batch)
         clean = task.latents[part].to(place)
-        t = TimeSampling().draw(len(clean), generator(task.seed, "validation time", step)).to(place)
-        noise = torch.randn(clean.shape, generator=generator(task.seed, "validation noise", step)).to(place)
+        t = TimeSampling().draw(len(clean), addressed(task.seed, "validation time", step)).to(place)
+        noise = torch.randn(clean.shape, generator=addressed(task.seed, "validation noise", step)).to(place)
         predicted = task.module(interpolate(clean, noise, t), t, task.captions[part].to(place))
         total += velocity_loss(predicted, clean, noise, t).item() * len(clean)
         count += len(clean)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from iris.errors import SettingError
+from iris.io.pixels import to_images
 from iris.latents.discriminator import (
     AdversarialOptions,
     AdversarialVAE,
@@ -22,10 +23,11 @@ from iris.latents.discriminator import (
 from iris.latents.losses import PLAIN, ReconstructionOptions, band_psnr, score
 from iris.latents.perceptual import LPIPS, PerceptualOptions, load_lpips
 from iris.latents.vae import VAE
-from iris.randomness import generator, initialise
+from iris.model import device_of
+from iris.randomness import addressed, initialise
 from iris.training.loop import WHOLE, Part
 from iris.training.safety import BatchFacts
-from iris.training.tasks import batch_indices, device_of, to_images
+from iris.training.tasks import batch_indices
 
 
 @dataclass
@@ -70,7 +72,7 @@ class VAETask:
             raise SettingError(f"band_psnr_every={self.band_psnr_every} {needed}")
         self.vae = self.module
         if self.perceptual.weight:
-            self.lpips = load_lpips(self.perceptual)    # not in ``module``: no checkpoint has to hold it
+            self.lpips = load_lpips(self.perceptual)  # not in ``module``: no checkpoint has to hold it
         if self.adversarial.weight:
             chosen = self.adversarial
             discriminator = initialise(PatchDiscriminator(chosen.width, chosen.layers, chosen.rate), self.seed)
@@ -85,9 +87,10 @@ class VAETask:
         place = device_of(self.module)
         images = to_images(self.pixels[part.take(self.rows(step))].to(place))
         shape = (self.batch, self.vae.channels, *self.vae.grid(*images.shape[-2:]))
-        noise = part.take(torch.randn(shape, generator=generator(self.seed, "posterior", step))).to(place)
-        loss, extras, reconstruction = score(self.vae, images, noise, self.kl_weight, self.detail_weight,
-                                             self.reconstruction)
+        noise = part.take(torch.randn(shape, generator=addressed(self.seed, "posterior", step))).to(place)
+        loss, extras, reconstruction = score(
+            self.vae, images, noise, self.kl_weight, self.detail_weight, self.reconstruction
+        )
         if self.lpips is not None:
             distance = self.lpips.to(place)(reconstruction, images)
             loss, extras["lpips"] = loss + self.perceptual.weight * distance, distance.detach()
@@ -135,8 +138,10 @@ class VAETask:
         Processes can add up their gradients; parts that come one after the other cannot.
         """
         if self.adversarial.weight and self.adversarial.balance == "adaptive" and part.of != processes():
-            raise SettingError(f"train.accumulate={part.of // processes()} must be 1 with adversarial.balance=adaptive,"
-                               " whose weight is that of a whole batch; or set adversarial.balance=constant")
+            raise SettingError(
+                f"train.accumulate={part.of // processes()} must be 1 with adversarial.balance=adaptive,"
+                " whose weight is that of a whole batch; or set adversarial.balance=constant"
+            )
 
     @torch.no_grad()
     def _validate(self) -> tuple[Tensor, Tensor]:

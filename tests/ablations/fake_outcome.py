@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.records import GridOutcome, TrialRecord
+from ablations.answer.records import GridOutcome, TrialRecord
 
 COLOURS = {
     "red": (214, 52, 50),
@@ -162,7 +162,7 @@ def _error(cause: str) -> dict[str, str]:
     trace = "\n".join(
         [
             "Traceback (most recent call last):",
-            f'  File "{Path.cwd()}/ablations/trial.py", line 88, in run_trial',
+            f'  File "{Path.cwd()}/ablations/trial/trial.py", line 88, in run_trial',
             "    train(settings, folder)",
             f'  File "{Path.cwd()}/iris/training/loop.py", line 131, in train',
             "    raise TrainingError(message)",
@@ -202,18 +202,18 @@ def _trial(
     lines = curve(steps, 0.3 + numbers[0] / 300, generator, 240 if cause else None)
     (trial / "settings.json").write_text(json.dumps(settings))
     (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    common: dict[str, Any] = dict(
-        key=key,
-        arm=arm,
-        values=values,
-        seed=seed,
-        baseline=arm == baseline,
-        settings=settings,
-        folder=trial,
-        matched=None
+    common: dict[str, Any] = {
+        "key": key,
+        "arm": arm,
+        "values": values,
+        "seed": seed,
+        "baseline": arm == baseline,
+        "settings": settings,
+        "folder": trial,
+        "matched": None
         if arm == baseline
         else f"model.width {128 + 8 * index} (params {numbers[4]:.2f} M, {0.1 * index:.1f}% off)",
-    )
+    }
     if cause:
         error = _error(cause)
         (trial / "error.json").write_text(json.dumps(error))

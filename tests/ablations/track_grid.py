@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tracked_grid import make_outcome, make_record
 
-from ablations.tracking import Tracker
+from ablations.track.tracking import Tracker
 
 
 def main(grid: str, uri: str, root: str, keys: str, go: str) -> None:
@@ -22,7 +22,7 @@ def main(grid: str, uri: str, root: str, keys: str, go: str) -> None:
     for record in records:
         tracker.trial_started(record.key)
         tracker.trial_finished(record)
-    tracker.wait()          # as long as a grid takes
+    tracker.wait()  # as long as a grid takes
     print(tracker.finish(make_outcome(records, name=grid), None))
 
 

@@ -8,18 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from ablations.records import GridOutcome, TrialRecord
+from ablations.answer.records import GridOutcome, TrialRecord
 
-SETTINGS = {"seed": 0, "model": {"mixer": "grfm", "dim": 64, "heads": [1, 2]},
-            "sample": {"steps": 2, "sampler": "euler"},
-            "many": {f"setting{n}": n for n in range(150)}, "long": "x" * 7000}
+SETTINGS = {
+    "seed": 0,
+    "model": {"mixer": "grfm", "dim": 64, "heads": [1, 2]},
+    "sample": {"steps": 2, "sampler": "euler"},
+    "many": {f"setting{n}": n for n in range(150)},
+    "long": "x" * 7000,
+}
 CURVES = ("loss", "lr", "images_per_s", "system/cpu_percent")
 
 
 def row_of(step: int, begun: float = 1_700_000_000.0) -> dict[str, Any]:
     """A row whose values depend on the step only, as a resumed trial's do, but for the time and the pace."""
-    return {"step": step, "steps": 400, "time": begun + step, "loss": 1 / step, "lr": 1e-3,
-            "images_per_s": begun % 1000 + 500, "system/cpu_percent": 90.0 + step % 7}
+    return {
+        "step": step,
+        "steps": 400,
+        "time": begun + step,
+        "loss": 1 / step,
+        "lr": 1e-3,
+        "images_per_s": begun % 1000 + 500,
+        "system/cpu_percent": 90.0 + step % 7,
+    }
 
 
 def write_metrics(folder: Path, steps: range, begun: float = 1_700_000_000.0, tail: str = "") -> None:
@@ -37,8 +48,9 @@ def append_metrics(folder: Path, steps: range) -> None:
             file.flush()
 
 
-def make_record(runs: Path, key: str, arm: str, state: str = "done", cached: bool = False, seed: int = 0,
-                **others: Any) -> TrialRecord:
+def make_record(
+    runs: Path, key: str, arm: str, state: str = "done", cached: bool = False, seed: int = 0, **others: Any
+) -> TrialRecord:
     """A trial's folder and record."""
     folder = runs / "trials" / key
     write_metrics(folder, range(20, 420, 20))
@@ -57,21 +69,45 @@ def make_record(runs: Path, key: str, arm: str, state: str = "done", cached: boo
         (folder / "log.txt").write_text("Traceback …")
         error = {"cause": "nan", "message": "loss is nan at step 40", "traceback": "…", "log": str(folder / "log.txt")}
         (folder / "error.json").write_text(json.dumps(error))
-    return TrialRecord(**{
-        "key": key, "arm": arm, "values": {"model.mixer": arm}, "seed": seed, "baseline": arm == "grfm", "state": state,
-        "cached": cached, "settings": settings, "metrics": metrics, "folder": folder, "seconds": seconds,
-        "environment": {"torch": "2"} if state == "done" else {}, "error": error} | others)
+    return TrialRecord(
+        **{
+            "key": key,
+            "arm": arm,
+            "values": {"model.mixer": arm},
+            "seed": seed,
+            "baseline": arm == "grfm",
+            "state": state,
+            "cached": cached,
+            "settings": settings,
+            "metrics": metrics,
+            "folder": folder,
+            "seconds": seconds,
+            "environment": {"torch": "2"} if state == "done" else {},
+            "error": error,
+        }
+        | others
+    )
 
 
 def make_outcome(records: list[TrialRecord], **others: Any) -> GridOutcome:
-    return GridOutcome(**{
-        "name": "mixers", "question": "Does GRFM earn its pathways?", "claim": "It does", "match": "params",
-        "decide": {"metric": "fid", "better": "lower", "practical": 0.05},
-        "axes": {"model.mixer": ["grfm", "attention"]}, "records": records,
-        "judge": {"name": "shapes", "sha256": "ab" * 32},
-        "data": {"name": "shapes", "fingerprint": "cd" * 32, "train": 4096, "heldout": None},
-        "command": "python -m ablations.run grid=mixers", "commit": "1234567+changes",
-        "hardware": {"cpu": "x", "cores": 2}, "wall_seconds": 12.0} | others)
+    return GridOutcome(
+        **{
+            "name": "mixers",
+            "question": "Does GRFM earn its pathways?",
+            "claim": "It does",
+            "match": "params",
+            "decide": {"metric": "fid", "better": "lower", "practical": 0.05},
+            "axes": {"model.mixer": ["grfm", "attention"]},
+            "records": records,
+            "judge": {"name": "shapes", "sha256": "ab" * 32},
+            "data": {"name": "shapes", "fingerprint": "cd" * 32, "train": 4096, "heldout": None},
+            "command": "python -m ablations.run grid=mixers",
+            "commit": "1234567+changes",
+            "hardware": {"cpu": "x", "cores": 2},
+            "wall_seconds": 12.0,
+        }
+        | others
+    )
 
 
 def runs_of(client: Any, experiment: str = "mixers") -> tuple[list[Any], dict[str, list[Any]]]:

@@ -44,12 +44,16 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Path]:
     if reason := _missing():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    folder.chmod(0o755)                     # the database's user has to reach its files
+    folder.chmod(0o755)  # the database's user has to reach its files
     before = dict(os.environ)
     os.environ["SLURM_PORT"] = str(_free_ports())
-    started = subprocess.run(["bash", str(SCRIPT), "up", request.param, str(folder)], capture_output=True, text=True, check=False)
-    os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"),
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    started = subprocess.run(
+        ["bash", str(SCRIPT), "up", request.param, str(folder)], capture_output=True, text=True, check=False
+    )
+    os.environ |= {
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+    }
     try:
         if started.returncode:
             said = (started.stderr.strip().splitlines() or ["no message"])[-1]

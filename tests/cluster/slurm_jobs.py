@@ -29,8 +29,16 @@ def count_up(folder: str, plan: dict[str, Any]) -> None:
 
 def say(folder: str, plan: dict[str, Any]) -> None:
     """Leave the environment that a job sees."""
-    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME", "SLURM_JOB_NUM_NODES", "IRIS_TEST_SETUP",
-             "SLURM_ARRAY_JOB_ID", "SLURM_NTASKS", "IRIS_WRAPPED")
+    names = (
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+        "SLURMD_NODENAME",
+        "SLURM_JOB_NUM_NODES",
+        "IRIS_TEST_SETUP",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_NTASKS",
+        "IRIS_WRAPPED",
+    )
     (Path(folder) / "result.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
 
 

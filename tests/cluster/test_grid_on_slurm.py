@@ -16,15 +16,28 @@ from typing import Any
 
 import pytest
 
-from ablations.progress import read_json
+from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
 STEPS = 100
-SETTINGS = ("grid=mixers", "scale=smoke", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "model.iterations=2",
-            "threads=1", "track.models_mb=0")
+SETTINGS = (
+    "grid=mixers",
+    "scale=smoke",
+    f"train.steps={STEPS}",
+    "train.checkpoint_seconds=0",
+    "model.iterations=2",
+    "threads=1",
+    "track.models_mb=0",
+)
 ARMS = ("grfm", "attention", "fourier", "recurrence", "spatial")
-SLURM = ("launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=3", "launcher.timeout_min=30", "launcher.workers=2")
+SLURM = (
+    "launcher=slurm",
+    "launcher.gpus_per_trial=0",
+    "launcher.memory_gb=3",
+    "launcher.timeout_min=30",
+    "launcher.workers=2",
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,19 @@ class Grid:
 
     def run(self, *overrides: str, tick: Callable[[], None] = lambda: None) -> str:
         """Run the command and return what it prints; ``tick`` is called meanwhile."""
-        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {
+            "PYTHONPATH": str(ROOT)
+        }
         with open(self.folder / "said", "w") as said:
-            process = subprocess.Popen([sys.executable, "-m", "ablations.run", *SETTINGS, *overrides], cwd=self.folder, text=True,
-                                       env=environment, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ablations.run", *SETTINGS, *overrides],
+                cwd=self.folder,
+                text=True,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
             try:
                 deadline = time.monotonic() + 900
                 while process.poll() is None:
@@ -64,7 +86,11 @@ class Grid:
     def curve(self, arm: str) -> list[dict[str, Any]]:
         """Whole lines of metrics.jsonl; none while the trial has not begun."""
         path = self.trials.get(arm, self.folder) / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            if path.exists()
+            else []
+        )
 
     def requeue(self, arm: str, before: list[dict[str, Any]]) -> None:
         """Once it trains, have its job queued again; ``before`` becomes its curve at that moment."""
@@ -109,7 +135,7 @@ def test_a_trial_requeued_in_mid_training_ends_with_the_same_numbers(local, requ
     grid, before, _ = requeued
     assert "Restarts=1" in grid.job("attention") and 0 < before[-1]["step"] < STEPS
     rows = grid.curve("attention")
-    assert rows[: len(before) - 1] == before[:-1]           # kept, with their times; the last may have had no checkpoint yet
+    assert rows[: len(before) - 1] == before[:-1]  # kept, with their times; the last may have had no checkpoint yet
     assert [row["step"] for row in rows] == [row["step"] for row in local.curve("attention")]
     assert [row["loss"] for row in rows] == [row["loss"] for row in local.curve("attention")]
     assert grid.metrics("attention") == local.metrics("attention")
@@ -128,8 +154,13 @@ def test_shared_work_is_made_once_before_the_trials(requeued):
 def test_two_nodes_share_a_trial_that_is_requeued_in_mid_training(local, cluster, tmp_path):
     grid, before = Grid(tmp_path), []
     shutil.copytree(local.folder / "runs" / "stages", tmp_path / "runs" / "stages")
-    grid.run("grid.axes={model.mixer: [grfm]}", *SLURM, "launcher.nodes=2", "measure.latency_rounds=0",
-             tick=lambda: grid.requeue("grfm", before))
+    grid.run(
+        "grid.axes={model.mixer: [grfm]}",
+        *SLURM,
+        "launcher.nodes=2",
+        "measure.latency_rounds=0",
+        tick=lambda: grid.requeue("grfm", before),
+    )
     assert "NumNodes=2 " in grid.job("grfm") and "Restarts=1" in grid.job("grfm") and 0 < before[-1]["step"] < STEPS
     expected = local.curve("grfm")
     assert [row["step"] for row in grid.curve("grfm")] == [row["step"] for row in expected]

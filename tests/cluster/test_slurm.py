@@ -17,8 +17,8 @@ from slurm_jobs import SCRIPT
 from test_launch import launcher
 
 from ablations.launch import Job, JobRun, run_jobs, slurm
-from ablations.progress import read_json
 from iris.errors import SettingError
+from iris.io.files import read_json
 
 # Steps of 0.2 s: more than a minute, in which a job of a minute that is told to stop 30 s before that cannot be through.
 PATIENT = 350
@@ -40,10 +40,18 @@ class Place:
 
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root, self.ended, self.started = root, dict[str, Any](), []
-        self.backend = slurm.Slurm(launcher("slurm", **{"workers": 4, "timeout_min": 15, "memory_gb": 1} | changes), root, 1)
+        self.backend = slurm.Slurm(
+            launcher("slurm", **{"workers": 4, "timeout_min": 15, "memory_gb": 1} | changes), root, 1
+        )
 
-    def job(self, key: str, function: Callable[..., None], needs: tuple[Path, ...] = (), how: dict[str, bool] | None = None,
-            **plan: Any) -> Job:
+    def job(
+        self,
+        key: str,
+        function: Callable[..., None],
+        needs: tuple[Path, ...] = (),
+        how: dict[str, bool] | None = None,
+        **plan: Any,
+    ) -> Job:
         return Job(key, function, plan, self.root / "jobs" / key, needs, **(how or {}))
 
     @property
@@ -51,8 +59,12 @@ class Place:
         return [path.read_text() for path in (self.root / "logs").glob("*/*_submission.sh")]
 
     def begin(self, jobs: list[Job]) -> JobRun:
-        return JobRun(jobs, self.backend, lambda job: self.started.append(job.key),
-                      lambda job, error: self.ended.update({job.key: error}))
+        return JobRun(
+            jobs,
+            self.backend,
+            lambda job: self.started.append(job.key),
+            lambda job, error: self.ended.update({job.key: error}),
+        )
 
     def run(self, jobs: list[Job], tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
         run_jobs(self.begin(jobs), tick)
@@ -105,18 +117,34 @@ def ends(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     patient = Place(root, timeout_min=1, requeues=5, signal_s=30)
     # Of one node's memory there is enough for one of these.
     low, high = (Place(root, memory_gb=3, partition=name, sbatch={"nodelist": "node3"}) for name in ("debug", "high"))
-    others = [short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)]),
-              patient.begin([patient.job("patient", slurm_jobs.count_up, to=PATIENT)]),
-              low.begin([low.job("preempted", slurm_jobs.count_up, to=40)])]
+    others = [
+        short.begin([short.job("slow", slurm_jobs.count_up, to=10_000)]),
+        patient.begin([patient.job("patient", slurm_jobs.count_up, to=PATIENT)]),
+        low.begin([low.job("preempted", slurm_jobs.count_up, to=40)]),
+    ]
     counting = {"requeued": 40, "stopped": 40, "early": 25, "cancelled": 10_000, "alone": 20}
-    run = place.begin([*(place.job(key, slurm_jobs.count_up, to=number) for key, number in counting.items()),
-                       place.job("large", slurm_jobs.fill_memory), place.job("broken", slurm_jobs.raise_an_error)])
-    acts = [once(lambda: place.counted("preempted") >= 5,
-                 lambda: others.append(high.begin([high.job("urgent", slurm_jobs.count_up, to=5)]))),
-            once(lambda: place.counted("requeued") >= 5, lambda: command("scontrol", "requeue", place.number("requeued"))),
-            once(lambda: place.counted("stopped") >= 5, lambda: command("scancel", place.number("stopped"), "--signal=USR2")),
-            once(lambda: "early" in place.backend.running(), lambda: command("scancel", place.number("early"), "--signal=USR2")),
-            once(lambda: place.counted("cancelled") >= 2, lambda: command("scancel", place.number("cancelled")))]
+    run = place.begin(
+        [
+            *(place.job(key, slurm_jobs.count_up, to=number) for key, number in counting.items()),
+            place.job("large", slurm_jobs.fill_memory),
+            place.job("broken", slurm_jobs.raise_an_error),
+        ]
+    )
+    acts = [
+        once(
+            lambda: place.counted("preempted") >= 5,
+            lambda: others.append(high.begin([high.job("urgent", slurm_jobs.count_up, to=5)])),
+        ),
+        once(lambda: place.counted("requeued") >= 5, lambda: command("scontrol", "requeue", place.number("requeued"))),
+        once(
+            lambda: place.counted("stopped") >= 5, lambda: command("scancel", place.number("stopped"), "--signal=USR2")
+        ),
+        once(
+            lambda: "early" in place.backend.running(),
+            lambda: command("scancel", place.number("early"), "--signal=USR2"),
+        ),
+        once(lambda: place.counted("cancelled") >= 2, lambda: command("scancel", place.number("cancelled"))),
+    ]
 
     def tick() -> None:
         for act in acts:
@@ -142,7 +170,9 @@ def test_a_requeued_job_goes_on_where_it_was(ends):
 
 
 def test_a_job_told_to_stop_before_its_time_is_over_is_queued_again(ends):
-    assert ends.ended["stopped"] is None and ends.result("stopped") == {"counted": 40} and len(ends.parts("stopped")) == 2
+    assert (
+        ends.ended["stopped"] is None and ends.result("stopped") == {"counted": 40} and len(ends.parts("stopped")) == 2
+    )
 
 
 def test_a_job_told_to_stop_while_it_starts_is_not_lost(ends):
@@ -158,7 +188,10 @@ def test_a_job_over_its_memory_is_told(ends):
 
 
 def test_a_job_that_raises_is_told_with_its_reason(ends):
-    assert ends.ended["broken"]["cause"] == "error" and ends.ended["broken"]["message"] == "ValueError: this job's own reason"
+    assert (
+        ends.ended["broken"]["cause"] == "error"
+        and ends.ended["broken"]["message"] == "ValueError: this job's own reason"
+    )
 
 
 def test_a_job_over_its_time_is_told(ends):
@@ -166,12 +199,20 @@ def test_a_job_over_its_time_is_told(ends):
 
 
 def test_a_job_over_its_time_is_queued_again_and_goes_on(ends):
-    assert ends.ended["patient"] is None and ends.result("patient") == {"counted": PATIENT} and len(ends.parts("patient")) >= 2
+    assert (
+        ends.ended["patient"] is None
+        and ends.result("patient") == {"counted": PATIENT}
+        and len(ends.parts("patient")) >= 2
+    )
 
 
 def test_a_preempted_job_is_queued_again_and_goes_on(ends):
     assert ends.ended["urgent"] is None and ends.parts("urgent")[0][0] == "node3"
-    assert ends.ended["preempted"] is None and ends.result("preempted") == {"counted": 40} and len(ends.parts("preempted")) == 2
+    assert (
+        ends.ended["preempted"] is None
+        and ends.result("preempted") == {"counted": 40}
+        and len(ends.parts("preempted")) == 2
+    )
 
 
 # -- what accounting makes no difference to ----------------------------------------------------------------------------
@@ -181,10 +222,17 @@ def test_a_preempted_job_is_queued_again_and_goes_on(ends):
 def test_an_array_with_a_limit_and_what_a_job_is_given(cluster, tmp_path):
     wrapper = tmp_path / "wrapper.sh"
     wrapper.write_text(f'IRIS_WRAPPED=yes exec {sys.executable} "$@"\n')
-    place = Place(tmp_path, workers=2, gpus_per_trial=1, setup=["export IRIS_TEST_SETUP=done"], python=f"bash {wrapper}",
-                  account="lab", sbatch={"comment": "ablation"})
+    place = Place(
+        tmp_path,
+        workers=2,
+        gpus_per_trial=1,
+        setup=["export IRIS_TEST_SETUP=done"],
+        python=f"bash {wrapper}",
+        account="lab",
+        sbatch={"comment": "ablation"},
+    )
     jobs = [place.job(f"job{i}", slurm_jobs.say) for i in range(5)]
-    assert place.run(jobs) == dict.fromkeys((job.key for job in jobs))
+    assert place.run(jobs) == dict.fromkeys(job.key for job in jobs)
     results = [place.result(job.key) for job in jobs]
     assert len({result["SLURM_ARRAY_JOB_ID"] for result in results}) == 1
     assert all(result["OMP_NUM_THREADS"] == "1" and result["IRIS_TEST_SETUP"] == "done" for result in results)
@@ -219,7 +267,7 @@ def test_two_drivers_that_start_at_once_submit_each_job_once(cluster, tmp_path):
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda driver: driver.backend.begin(jobs), drivers))
     assert drivers[0].backend.ids == drivers[1].backend.ids
-    assert drivers[0].run(jobs) == dict.fromkeys((job.key for job in jobs))
+    assert drivers[0].run(jobs) == dict.fromkeys(job.key for job in jobs)
     assert all(len(drivers[0].parts(job.key)) == 1 for job in jobs)
 
 
@@ -228,7 +276,7 @@ def test_jobs_wait_for_what_they_need(place):
     first = place.job("first", slurm_jobs.count_up, to=5)
     after = [place.job(f"after{i}", slurm_jobs.say, needs=(first.folder,)) for i in range(2)]
     assert place.run([*after, first]) == {"first": None, "after0": None, "after1": None}
-    assert list(place.ended)[0] == "first"
+    assert next(iter(place.ended)) == "first"
     assert any(f"--dependency=afterany:{place.number('first')}" in script for script in place.scripts)
 
 
@@ -258,7 +306,7 @@ def test_a_job_of_a_node_that_dies_moves(cluster, place):
 @either_way
 def test_a_second_driver_takes_over_what_the_first_submitted(place):
     job = place.job("job", slurm_jobs.count_up, to=20)
-    place.backend.begin([job])                      # and this driver is gone
+    place.backend.begin([job])  # and this driver is gone
     other = Place(place.root)
     assert other.run([job]) == {"job": None}
     assert other.number("job") == place.backend.ids["job"] and len(place.parts("job")) == 1
@@ -267,7 +315,9 @@ def test_a_second_driver_takes_over_what_the_first_submitted(place):
 @either_way
 def test_a_queued_job_of_another_user_is_followed_not_submitted_again(place):
     jobs = [place.job(name, slurm_jobs.nothing) for name in ("theirs", "lost")]
-    held = command("sbatch", "--parsable", "--hold", "--uid=nobody", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 60").strip()
+    held = command(
+        "sbatch", "--parsable", "--hold", "--uid=nobody", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 60"
+    ).strip()
     for job, number, user in zip(jobs, (held, "1"), ("nobody", "a-user-of-another-machine"), strict=True):
         job.folder.mkdir(parents=True)
         (job.folder / "job.json").write_text(json.dumps({"id": number, "log": "", "time": 0, "user": user}))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # in a script's background job; commands started here would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # in a script's background job; commands started here would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -19,5 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # in a script's back
 def importable() -> Iterator[None]:
     """Workers find the jobs of ``small_grid``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "ablations", Path(__file__).parent))))
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "ablations", Path(__file__).parent)))
+        )
         yield

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 300.0       # only so that a server that never starts ends the test
+START_SECONDS = 300.0  # only so that a server that never starts ends the test
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
@@ -51,9 +51,22 @@ class Server:
 
     def launch(self) -> None:
         """Start it; ``ready`` waits for it."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", self.backend,
-                   "--artifacts-destination", str(self.folder / "artifacts")]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            self.backend,
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         with open(self.folder / "log", "ab") as log:
             self.process = tethered(command, "KILL", env=os.environ | QUIET, stdout=log, stderr=log)
 
@@ -99,10 +112,22 @@ class Postgres:
         if self.user:
             shutil.chown(self.folder, self.user)
         self._run("initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", "iris", "--no-sync")
-        command = [str(programs / "postgres"), "-D", str(self.folder / "data"), "-c", "listen_addresses=127.0.0.1",
-                   "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"]
-        self.process = tethered(command, "QUIT", user=self.user, cwd=self.folder, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL)
+        command = [
+            str(programs / "postgres"),
+            "-D",
+            str(self.folder / "data"),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-p",
+            str(self.port),
+            "-k",
+            str(self.folder),
+            "-c",
+            "fsync=off",
+        ]
+        self.process = tethered(
+            command, "QUIT", user=self.user, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), check=False):
             assert self.process.poll() is None, "PostgreSQL did not start"
             time.sleep(0.1)
@@ -115,11 +140,17 @@ class Postgres:
     def stop(self) -> None:
         self.process.stdin.close()
         self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)      # its processes may still be ending
+        shutil.rmtree(self.folder, ignore_errors=True)  # its processes may still be ending
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
-        return subprocess.run([self.programs / program, *arguments], user=self.user, cwd=self.folder, check=check,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+        return subprocess.run(
+            [self.programs / program, *arguments],
+            user=self.user,
+            cwd=self.folder,
+            check=check,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ).returncode
 
 
 class Proxy(ThreadingHTTPServer):
@@ -159,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             lost = self.server.judge(self.command, path, body) == "lose"
             answer = server.getresponse()
             content = answer.read()
-        except (OSError, http.client.HTTPException):        # the server died
+        except (OSError, http.client.HTTPException):  # the server died
             lost = True
         finally:
             server.close()

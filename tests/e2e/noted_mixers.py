@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from iris.mixers.attention import Attention
+from iris.nn.mixers.attention import Attention
 
 FOLDER = "IRIS_TEST_NOTES"
 

@@ -17,14 +17,14 @@ from test_launch import launcher
 from torch import nn
 
 from ablations.launch import Job, JobRun, pool, run_jobs
-from ablations.stages import Stages
-from ablations.trial import _guarded
+from ablations.trial.stages import Stages
+from ablations.trial.trial import _guarded
 from iris.randomness import initialise
 from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import OptimiserSettings
 
 TRIALS, STEPS, ROWS, WIDTH, BATCH = 4, 60, 1 << 16, 64, 32
-PATIENCE = 600.0        # seconds that a loaded machine may take for anything
+PATIENCE = 600.0  # seconds that a loaded machine may take for anything
 
 
 class Shared(Stages):
@@ -84,11 +84,17 @@ def drive(root: Path) -> int:
     """The command: run what is missing. 0 when all trials have a result."""
     plan = {"root": str(root), "threads": 1, "settings": {}}
     made = Job("prepare", stage, plan, root / "stages" / "prepare")
-    jobs = [Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,))
-            for seed in range(TRIALS)]
+    jobs = [
+        Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,))
+        for seed in range(TRIALS)
+    ]
     errors: list[dict[str, str]] = []
-    run = JobRun([made, *jobs], pool.Pool(launcher(workers=2, timeout_min=30), root, 1), lambda job: None,
-                 lambda job, error: errors.append(error) if error else None)
+    run = JobRun(
+        [made, *jobs],
+        pool.Pool(launcher(workers=2, timeout_min=30), root, 1),
+        lambda job: None,
+        lambda job, error: errors.append(error) if error else None,
+    )
     run.backend.poll_seconds = 0.1
     run_jobs(run, lambda: None)
     print(*errors, sep="\n", flush=True)
@@ -110,7 +116,7 @@ class Driver:
             code = 1
             try:
                 os.setsid()
-                sys.stdout = sys.stderr = open(log or root.with_suffix(".log"), "a", buffering=1)      # not pytest's
+                sys.stdout = sys.stderr = open(log or root.with_suffix(".log"), "a", buffering=1)  # not pytest's
                 code = drive(root)
             except BaseException:
                 traceback.print_exc()

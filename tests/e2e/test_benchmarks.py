@@ -23,9 +23,9 @@ from iris.data import settings as source_settings
 from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.pipeline import IrisPipeline
+from iris.stages import base
+from iris.stages.settings import settings_of
 from iris.training.__main__ import main as train
-from iris.training.settings import settings_of
-from iris.training.stages import base
 
 ROOT = Path(__file__).parents[2]
 CLASSES = source_settings("cifar10").labels
@@ -62,12 +62,20 @@ def test_the_report_on_few_steps_judges_its_own_numbers():
 # -- a step ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratios", "verdict"), [
-    ((1.01, 1.02, 1.03), "met (median 1.020, quartiles 1.015 to 1.025)"), ((1.06, 1.07, 1.2), "missed (median 1.070"),
-    ((1.0, 1.04, 1.2), "within the spread of the rounds (median 1.040"),
-])
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ((1.01, 1.02, 1.03), "met (median 1.020, quartiles 1.015 to 1.025)"),
+        ((1.06, 1.07, 1.2), "missed (median 1.070"),
+        ((1.0, 1.04, 1.2), "within the spread of the rounds (median 1.040"),
+    ],
+)
 def test_the_page_of_a_step_judges_the_median_by_its_quartiles(ratios, verdict):
-    seconds = {"bare": [0.5] * 3, "fit": [0.5 * ratio for ratio in ratios], "reading": [0.005 * ratio for ratio in ratios]}
+    seconds = {
+        "bare": [0.5] * 3,
+        "fit": [0.5 * ratio for ratio in ratios],
+        "reading": [0.005 * ratio for ratio in ratios],
+    }
     text = step.page(seconds)
     assert f"at most 1.05 times the bare loop, {verdict}" in text
     assert "| bare loop, ms a step | 500.000 | 500.000 | 500.000 |" in text
@@ -96,10 +104,15 @@ def test_the_latents_agree_in_parameters_at_the_first_width_that_allows_it():
         matched_width(settings, 1e-6)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["data=cifar10"], "cifar10=FOLDER is needed"), (["seeds=0,a"], "seeds=a must be a whole number of at least 0"),
-    (["pictures=1"], "pictures=1 must be a whole number of at least 2"), (["longer=0"], "longer=0 must be"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=cifar10"], "cifar10=FOLDER is needed"),
+        (["seeds=0,a"], "seeds=a must be a whole number of at least 0"),
+        (["pictures=1"], "pictures=1 must be a whole number of at least 2"),
+        (["longer=0"], "longer=0 must be"),
+    ],
+)
 def test_a_plan_that_cannot_be_followed(words, message):
     with pytest.raises(SettingError, match=message):
         Plan.of(words)
@@ -111,7 +124,7 @@ def test_latents_are_compared_once(tmp_path, monkeypatch, capsys):
     report = (tmp_path / "out/latents.md").read_text()
     kept = json.loads((tmp_path / "runs/latents.json").read_text())
     trained = []
-    for key, found in kept.items():     # beside the stage's own figures, of the same held-out pictures
+    for key, found in kept.items():  # beside the stage's own figures, of the same held-out pictures
         folder = tmp_path / "runs/stages" / key.split()[0]
         settings, result = (json.loads((folder / name).read_text()) for name in (base.SETTINGS, base.RESULT))
         measures, stage = found["measures"], result["metrics"]
@@ -143,8 +156,12 @@ def test_augmented_images_are_moved_and_mirrored_originals():
     for image, changed in zip(images, augment(images, draws), strict=True):
         padded = F.pad(image[None], (4,) * 4, mode="reflect")[0]
         crops = {(top, left): padded[:, top : top + 8, left : left + 8] for top in range(9) for left in range(9)}
-        seen |= {(*place, mirrored) for place, crop in crops.items() for mirrored in (False, True)
-                 if torch.equal(crop.flip(2) if mirrored else crop, changed)}
+        seen |= {
+            (*place, mirrored)
+            for place, crop in crops.items()
+            for mirrored in (False, True)
+            if torch.equal(crop.flip(2) if mirrored else crop, changed)
+        }
     assert len(seen) >= 12 and {mirrored for *_, mirrored in seen} == {False, True}
 
 
@@ -179,9 +196,10 @@ def test_one_answer_to_everything_is_no_success():
     assert text.startswith("**No**") and "and rightly: no class." in text and text.endswith(f"{', '.join(CLASSES)}.")
 
 
-@pytest.mark.parametrize(("right", "word", "lost"), [
-    (0.8, "Yes, mostly", "no class"), (0.3, "In part", "no class"), (0.1, "No", "airplane, "),
-])
+@pytest.mark.parametrize(
+    ("right", "word", "lost"),
+    [(0.8, "Yes, mostly", "no class"), (0.3, "In part", "no class"), (0.1, "No", "airplane, ")],
+)
 def test_the_statement_follows_from_the_numbers(right, word, lost):
     best = judged(right, 2.0)
     text = statement([judged(0.9), judged(0.85), best], best, CLASSES)
@@ -190,15 +208,26 @@ def test_the_statement_follows_from_the_numbers(right, word, lost):
 
 
 def test_the_command_gives_the_settings_again():
-    words = ["stage=class", "data=cifar10", "data.path=files", "latent.channels=16", "train.learning_rate=3e-3",
-             "reconstruction.bands=0,1,1,1", "data.train=100", "train.compile=true", "seed=1", "runs_dir=far/away",
-             "out=far/weights", "vae=far/latent"]
+    words = [
+        "stage=class",
+        "data=cifar10",
+        "data.path=files",
+        "latent.channels=16",
+        "train.learning_rate=3e-3",
+        "reconstruction.bands=0,1,1,1",
+        "data.train=100",
+        "train.compile=true",
+        "seed=1",
+        "runs_dir=far/away",
+        "out=far/weights",
+        "vae=far/latent",
+    ]
     settings = json.loads(json.dumps(asdict(settings_of(words))))
     command = command_of(settings).split()
     assert command[:3] == ["python", "-m", "iris.training"] and "far" not in command
     again = asdict(settings_of([*command[3:], "runs_dir=far/away"]))
     assert again == asdict(settings_of(words)) | {"out": "weights", "vae": "latent"}
-    assert len(command) == 3 + len(words)       # nothing beyond what was said: latent= for runs_dir=
+    assert len(command) == 3 + len(words)  # nothing beyond what was said: latent= for runs_dir=
 
 
 @pytest.fixture
@@ -223,8 +252,20 @@ def files(tmp_path, monkeypatch) -> Path:
 
 
 def test_samples_of_a_class_stage_are_judged(files, tmp_path, monkeypatch, capsys):
-    cifar_classifier.main(["--path", str(files), "--out", "judge/classifier.safetensors", "--epochs", "8",
-                           "--batch", "40", "--width", "8"])
+    cifar_classifier.main(
+        [
+            "--path",
+            str(files),
+            "--out",
+            "judge/classifier.safetensors",
+            "--epochs",
+            "8",
+            "--batch",
+            "40",
+            "--width",
+            "8",
+        ]
+    )
     model, test = load_classifier(Path("judge/classifier.safetensors")), load_labelled(str(files), "validation")
     assert model.about["accuracy"] > 0.9 and model.classes == CLASSES
     right = cifar_classifier.classified(model, test.pixels) == test.labels
@@ -232,8 +273,24 @@ def test_samples_of_a_class_stage_are_judged(files, tmp_path, monkeypatch, capsy
 
     assert train([*SMALL, "stage=class", "data=cifar10", f"data.path={files}", "data.train=128", "out=model"]) == 0
     stage = next(tmp_path.glob("runs/stages/class-*"))
-    words = ["model", "--path", str(files), "--classifier", "judge/classifier.safetensors", "--ran", str(stage),
-             "--each", "6", "--guidance", "1", "2.5", "--steps", "2", "--report", "out/cifar10.md"]
+    words = [
+        "model",
+        "--path",
+        str(files),
+        "--classifier",
+        "judge/classifier.safetensors",
+        "--ran",
+        str(stage),
+        "--each",
+        "6",
+        "--guidance",
+        "1",
+        "2.5",
+        "--steps",
+        "2",
+        "--report",
+        "out/cifar10.md",
+    ]
     cifar_classes.main(words)
     report = (tmp_path / "out/cifar10.md").read_text()
     assert "| real | 100.0% [" in report and "| samples, guidance 2.5 | " in report and "nobody has looked" in report

@@ -18,21 +18,37 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("command")      # one worker: what the module's fixtures make is shared
+pytestmark = pytest.mark.xdist_group("command")  # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 ARMS = ["grfm", "attention", "fourier", "recurrence", "spatial"]
 SMOKE = ("grid=mixers", "scale=smoke")
 ATTRIBUTES = ("colour", "shape", "size", "position", "background", "caption")
 COSTS = ("latency_ms", "latency_q1_ms", "latency_q3_ms", "latency_ratio", "peak_memory_mb", "params_m", "gflops")
-QUALITY = ("fid", "fid_se", "fid_untrained", "kid", "kid_se", "clip_score", "clip_score_se", "validation_loss",
-           *(f"{prefix}accuracy_{name}" for prefix in ("", "heldout_") for name in ATTRIBUTES))
+QUALITY = (
+    "fid",
+    "fid_se",
+    "fid_untrained",
+    "kid",
+    "kid_se",
+    "clip_score",
+    "clip_score_se",
+    "validation_loss",
+    *(f"{prefix}accuracy_{name}" for prefix in ("", "heldout_") for name in ATTRIBUTES),
+)
 
 
 def command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """``python -m ablations.run`` in ``folder``, as a user without a terminal would start it."""
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "ablations.run", *overrides], cwd=folder, env=environment, text=True,
-                          capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "ablations.run", *overrides],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+    )
 
 
 def rows_of(report: Path) -> list[dict[str, str]]:
@@ -97,7 +113,7 @@ def test_the_report_is_there(ran):
     assert len(figures) >= 4 and all((ran.report / "figures" / name).stat().st_size > 1000 for name in figures)
     assert any("latency" in name for name in figures) and any("params" in name for name in figures)
     page = (ran.report / "index.html").read_text()
-    assert not re.findall(r"<(?:link|script|img)[^>]*(?:src|href)=\"(?!data:)", page)       # opens from disk, alone
+    assert not re.findall(r"<(?:link|script|img)[^>]*(?:src|href)=\"(?!data:)", page)  # opens from disk, alone
 
 
 def test_the_table_has_a_row_a_trial_and_every_number(ran):
@@ -174,8 +190,11 @@ def tracked(ran: Ran) -> Tracked:
     client = MlflowClient(tracking_uri=f"sqlite:///{ran.folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("mixers").experiment_id], order_by=["start_time ASC"])
     parent = next(run for run in runs if run.data.tags["kind"] == "grid")
-    children = {run.data.params["model.mixer"]: run for run in runs
-                if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        run.data.params["model.mixer"]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     return Tracked(client, parent, children)
 
 
@@ -199,8 +218,9 @@ def test_curves_and_results_are_the_trials_own(ran, tracked):
         run = tracked.children[row["arm"]]
         for name in ("loss", "lr"):
             history = tracked.client.get_metric_history(run.info.run_id, name)
-            assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == \
-                [(line["step"], line[name]) for line in metrics_of(ran.trials[row["arm"]])]
+            assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+                (line["step"], line[name]) for line in metrics_of(ran.trials[row["arm"]])
+            ]
         for name in ("fid", "accuracy_colour", "latency_ms", "params_m"):
             assert run.data.metrics[name] == pytest.approx(float(row[name]), rel=1e-6)
 
@@ -219,7 +239,12 @@ def test_the_report_is_an_artifact(tracked):
 def test_the_data_and_the_judge_are_inputs(tracked):
     run = tracked.client.get_run(tracked.children["grfm"].info.run_id)
     contexts = {item.tags[0].value: item.dataset.name for item in run.inputs.dataset_inputs}
-    assert contexts == {"train": "shapes/train", "validation": "shapes/validation", "heldout": "shapes/heldout", "judge": "shapes"}
+    assert contexts == {
+        "train": "shapes/train",
+        "validation": "shapes/validation",
+        "heldout": "shapes/heldout",
+        "judge": "shapes",
+    }
 
 
 # -- again ----------------------------------------------------------------------------------------------------------
@@ -233,7 +258,7 @@ def test_a_dry_run_knows_what_is_there_and_makes_nothing(ran):
     for row in ran.rows:
         line = next(line for line in lines if row["key"] in line)
         assert line.startswith(row["arm"]) and "cached" in line and f"{float(row['params_m']):.3f} M" in line
-    assert sum("cached" in line for line in lines) == 5 + 3             # trials and stages
+    assert sum("cached" in line for line in lines) == 5 + 3  # trials and stages
     assert sorted(path for path in ran.folder.rglob("*")) == before
 
 
@@ -249,7 +274,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(ran):
 
     client = MlflowClient(tracking_uri=f"sqlite:///{ran.folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("mixers").experiment_id])
-    assert sorted(run.data.tags["kind"] for run in runs) == ["grid", *["trial"] * 5]       # the same runs
+    assert sorted(run.data.tags["kind"] for run in runs) == ["grid", *["trial"] * 5]  # the same runs
 
 
 # -- trials that fail -----------------------------------------------------------------------------------------------
@@ -300,17 +325,23 @@ def refused(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     return message
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["grid=mixer"], ["grid='mixer'", "did you mean mixers?", "pathways"]),
-    (["grid=depth", "model.mixer=grmf"], ["model.mixer='grmf'", "grfm, attention, linear_attention", "my_module:MyMixer"]),
-    (["grid=mixers", "train.stepz=5"], ["train.stepz", "did you mean train.steps?"]),
-    (["grid=mixers", "train.steps=-5"], ["train.steps=-5", "at least 1"]),
-    (["grid=mixers", "seeds=[]"], ["seeds=[]", "[0,1,2]"]),
-    (["grid=mixers", "data=parquet"], ["data.path"]),
-    (["grid=mixers", "data=folder", "data.path=no/such/folder"], ["data.path", "no/such/folder"]),
-    (["--verbose"], ["--verbose", "--help", "--cfg job"]),
-    (["--cfg", "hydra"], ["--cfg hydra", "job"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["grid=mixer"], ["grid='mixer'", "did you mean mixers?", "pathways"]),
+        (
+            ["grid=depth", "model.mixer=grmf"],
+            ["model.mixer='grmf'", "grfm, attention, linear_attention", "my_module:MyMixer"],
+        ),
+        (["grid=mixers", "train.stepz=5"], ["train.stepz", "did you mean train.steps?"]),
+        (["grid=mixers", "train.steps=-5"], ["train.steps=-5", "at least 1"]),
+        (["grid=mixers", "seeds=[]"], ["seeds=[]", "[0,1,2]"]),
+        (["grid=mixers", "data=parquet"], ["data.path"]),
+        (["grid=mixers", "data=folder", "data.path=no/such/folder"], ["data.path", "no/such/folder"]),
+        (["--verbose"], ["--verbose", "--help", "--cfg job"]),
+        (["--cfg", "hydra"], ["--cfg hydra", "job"]),
+    ],
+)
 def test_bad_input_is_told_before_anything_is_made(overrides, words, here, capsys):
     message = refused(capsys, *overrides)
     assert all(word in message for word in words), message
@@ -339,7 +370,7 @@ def test_captions_that_are_all_empty(here, capsys, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(here / "hf-cache"))
     monkeypatch.setattr("pdb.post_mortem", lambda *a: pytest.fail("opened a debugger over bad data"))
     path = parquet(here, captions=" ")
-    capsys.readouterr()                                 # the progress bar of writing the file
+    capsys.readouterr()  # the progress bar of writing the file
     message = refused(capsys, *FILES, f"data.path={path}", "launcher=inline")
     assert "data.text_column" in message and "empty" in message
     assert not (here / "runs" / "trials").exists() and not (here / "reports").exists()

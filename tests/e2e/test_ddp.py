@@ -18,40 +18,62 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris.depth import Depth
-from iris.distill import DistillSettings
-from iris.generator import Generator, GeneratorConfig
+from iris.diffusion.distill import DistillSettings
+from iris.io.tensors import load_tensors
 from iris.latents.discriminator import AdversarialOptions
 from iris.latents.wavelet_vae import WaveletVAE
+from iris.model import TextToLatent
+from iris.nn.depth import Depth
+from iris.nn.generator import Generator, GeneratorConfig
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
-from iris.training.checkpoint import CHECKPOINT, load_tensors
+from iris.training.checkpoint import CHECKPOINT
 from iris.training.distill_task import Distillation, DistillTask
 from iris.training.loop import METRICS, LoopSettings, Task, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
 from iris.training.run import Run
-from iris.training.tasks import FlowTask, TextToLatent
+from iris.training.tasks import FlowTask
 from iris.training.vae_task import VAETask
 
-pytestmark = pytest.mark.xdist_group("ddp")      # one worker: what the module's fixtures make is shared
+pytestmark = pytest.mark.xdist_group("ddp")  # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, WORLD = 50, 8, 2
 CAPTIONS = ["a red circle", "a blue square", "two stars", "a circle"]
 # Of losses, relative. Muon's Newton-Schulz iteration is in bfloat16, so that a last bit of a gradient can move an
 # update by 1e-3 of itself: measured 8e-5, and 1e-7 with AdamW.
 TOLERANCE = {"adamw": 1e-4, "muon": 1e-3}
-LOST = 7        # exit code of a process that noticed another's end
+LOST = 7  # exit code of a process that noticed another's end
 
 
 def small_task(depth: Depth) -> FlowTask:
     """Sixteen latents and captions, some thousand parameters."""
     text = WordEncoder(Vocabulary.from_captions(CAPTIONS, 6), 12, layers=1)
-    config = GeneratorConfig(channels=3, text_width=12, dim=16, heads=2, prelude=1, core=1, coda=1, iterations=2,
-                             ffn_ratio=2.0, mixer="grfm", depth=depth)
+    config = GeneratorConfig(
+        channels=3,
+        text_width=12,
+        dim=16,
+        heads=2,
+        prelude=1,
+        core=1,
+        coda=1,
+        iterations=2,
+        ffn_ratio=2.0,
+        mixer="grfm",
+        depth=depth,
+    )
     module = initialise(TextToLatent(text, Generator(config)), 0)
     latents = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    return FlowTask(module, latents, text.tokenise(CAPTIONS * 4), text.tokenise([""])[0], batch=BATCH, seed=0,
-                    caption_dropout=0.2, loss_weight="none", steps=STEPS)
+    return FlowTask(
+        module,
+        latents,
+        text.tokenise(CAPTIONS * 4),
+        text.tokenise([""])[0],
+        batch=BATCH,
+        seed=0,
+        caption_dropout=0.2,
+        loss_weight="none",
+        steps=STEPS,
+    )
 
 
 def small_student() -> DistillTask:
@@ -65,13 +87,26 @@ def small_vae() -> VAETask:
     """Sixteen pictures and a discriminator."""
     pixels = torch.randint(0, 256, (16, 8, 8, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     vae = initialise(WaveletVAE(channels=4, width=8), 0)
-    return VAETask(vae, pixels, BATCH, 0, kl_weight=1e-2, detail_weight=0.5,
-                   adversarial=AdversarialOptions(weight=0.1, width=8, layers=1, start=5))
+    return VAETask(
+        vae,
+        pixels,
+        BATCH,
+        0,
+        kl_weight=1e-2,
+        detail_weight=0.5,
+        adversarial=AdversarialOptions(weight=0.1, width=8, layers=1, start=5),
+    )
 
 
-def train(folder: Path, optimiser: str = "muon", depth: Depth = Depth(),
-          observe: Callable[[dict], None] = lambda row: None, seconds: float = 1e9,
-          make: Callable[[], Task] | None = None, **changes) -> None:
+def train(
+    folder: Path,
+    optimiser: str = "muon",
+    depth: Depth = Depth(),
+    observe: Callable[[dict], None] = lambda row: None,
+    seconds: float = 1e9,
+    make: Callable[[], Task] | None = None,
+    **changes,
+) -> None:
     """The run whose curve is compared; what each process ends with is saved beside it."""
     chosen = OptimiserSettings(optimiser, 3e-3)
     settings = LoopSettings(STEPS, chosen, log_every=1, checkpoint_seconds=seconds, **changes)
@@ -81,14 +116,27 @@ def train(folder: Path, optimiser: str = "muon", depth: Depth = Depth(),
 
 
 def torchrun_environment(rank: int, port: int) -> dict[str, str]:
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD),
+        "LOCAL_WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def submitit_environment(rank: int, port: int) -> dict[str, str]:
-    return {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "12", "SUBMITIT_LOCAL_NTASKS": str(WORLD),
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1", "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_GLOBALID": str(rank),
-            "SUBMITIT_LOCAL_LOCALID": str(rank), "MASTER_PORT": str(port)}
+    return {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": "12",
+        "SUBMITIT_LOCAL_NTASKS": str(WORLD),
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": str(rank),
+        "SUBMITIT_LOCAL_LOCALID": str(rank),
+        "MASTER_PORT": str(port),
+    }
 
 
 def free_port() -> int:
@@ -196,10 +244,16 @@ def test_two_processes_follow_one(optimiser, single, tmp_path):
     check_equal(*ends(tmp_path))
 
 
-@pytest.mark.parametrize("how", [
-    {"depth": Depth(carry=True)}, {"depth": Depth(training="exits")}, {"accumulate": 2, "gradient_checkpointing": True},
-    {"depth": Depth(initial="noise", training="drawn")},
-], ids=["carry", "exits", "accumulated and recomputed", "noise and drawn"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"depth": Depth(carry=True)},
+        {"depth": Depth(training="exits")},
+        {"accumulate": 2, "gradient_checkpointing": True},
+        {"depth": Depth(initial="noise", training="drawn")},
+    ],
+    ids=["carry", "exits", "accumulated and recomputed", "noise and drawn"],
+)
 def test_every_kind_of_step_can_be_shared(how, single, tmp_path):
     """Also those that leave some weights without gradient."""
     assert together(lambda rank: train(tmp_path, "adamw", **how)) == [0, 0]
@@ -210,6 +264,7 @@ def test_every_kind_of_step_can_be_shared(how, single, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_is_noticed_and_the_pair_continues(killed, pair, single, tmp_path):
     """kill -9 of either; the first one, when it is left, saves the step it has reached."""
+
     def work(rank: int) -> None:
         task_at = at(23, lambda: os.kill(os.getpid(), signal.SIGKILL))
         if rank == killed == 0:
@@ -275,10 +330,22 @@ def test_submitit_starts_a_pair(pair, tmp_path):
 
 def test_torchrun_starts_a_pair(pair, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(f"import pathlib, sys\nsys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
-                      f"import test_ddp\ntest_ddp.train(pathlib.Path({str(tmp_path)!r}))\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--master-addr",
-               "127.0.0.1", "--master-port", str(free_port()), str(script)]
+    script.write_text(
+        f"import pathlib, sys\nsys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
+        f"import test_ddp\ntest_ddp.train(pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(WORLD),
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+        str(script),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

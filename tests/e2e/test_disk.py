@@ -13,9 +13,9 @@ import pytest
 from small_grid import TRIALS, Driver, results
 from test_command import command
 
-from ablations.compose import composed
-from ablations.grid_record import Entry, GridRecord, record_path
+from ablations.launch.grid_record import Entry, GridRecord, record_path
 from ablations.launch.job import no_room
+from ablations.question.compose import composed
 from ablations.run import main
 from iris.settings import plain_values
 from iris.training.__main__ import main as train
@@ -30,8 +30,12 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     def mount(options: str) -> Path:
         place.mkdir(exist_ok=True)
-        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False,
-                                          capture_output=True).returncode:
+        if (
+            os.geteuid()
+            or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False, capture_output=True
+            ).returncode
+        ):
             pytest.skip("mounting a disk needs root and the right to mount")
         return place
 
@@ -59,7 +63,8 @@ def test_a_runs_folder_that_is_only_read(disk, tmp_path, monkeypatch, capsys):
     place = disk("size=1m")
     values = plain_values(composed([*GRID, f"runs_dir={place}", "action=status"]))
     GridRecord("mixers", "Which?", "", "local", 1, [Entry("aaaa", "grfm, seed 0", "trials/aaaa", "grfm")], []).save(
-        record_path(place, values))
+        record_path(place, values)
+    )
     (place / "trials" / "aaaa").mkdir(parents=True)
     (place / "trials" / "aaaa" / "claim").touch()
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
@@ -67,7 +72,7 @@ def test_a_runs_folder_that_is_only_read(disk, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told == f"error: runs_dir: {place} cannot be written: Read-only file system\n"
     assert not (tmp_path / "reports").exists() and not (tmp_path / "mlflow.db").exists()
-    assert main([*GRID, f"runs_dir={place}", "action=status"]) == 0         # looking still works
+    assert main([*GRID, f"runs_dir={place}", "action=status"]) == 0  # looking still works
     assert "1 trials: 1 waiting" in capsys.readouterr().out
 
 
@@ -76,7 +81,7 @@ def test_trials_on_a_full_disk_fail_and_go_on_when_there_is_room(disk, importabl
     assert Driver(place / "whole").wait() == 0
     fuller = place / "grid"
     fuller.mkdir()
-    filler = fill(place, 20_000_000)            # the stage needs 17 MB, each trial a few
+    filler = fill(place, 20_000_000)  # the stage needs 17 MB, each trial a few
     driver = Driver(fuller, log=place.parent / "said")
     assert driver.wait() == 1
     told = (place.parent / "said").read_text()
@@ -91,11 +96,24 @@ def test_a_training_command_says_in_one_line_where_a_full_disk_stopped_it(disk, 
     """While pictures are stored, latents are encoded and weights are published; each time the same command goes on."""
     monkeypatch.chdir(tmp_path)
     place = disk("size=64m")
-    small = ("scale=smoke", "log=none", "threads=1", "data.train=128", "data.validation=0", "model.dim=16",
-             "model.heads=2", "model.text_width=16", "latent.width=8", f"runs_dir={place}")
+    small = (
+        "scale=smoke",
+        "log=none",
+        "threads=1",
+        "data.train=128",
+        "data.validation=0",
+        "model.dim=16",
+        "model.heads=2",
+        "model.text_width=16",
+        "latent.width=8",
+        f"runs_dir={place}",
+    )
     # Less than what comes next needs: pictures 393 kB, latents 131 kB, weights.
-    for words, where in ((("stage=vae",), "stages/pixels-"), (("stage=text",), "stages/latents/"),
-                         (("stage=text", f"out={place}/model"), ".model.new/model.safetensors")):
+    for words, where in (
+        (("stage=vae",), "stages/pixels-"),
+        (("stage=text",), "stages/latents/"),
+        (("stage=text", f"out={place}/model"), ".model.new/model.safetensors"),
+    ):
         filler = fill(place, 65_536)
         assert train([*small, *words]) == 1
         told = capsys.readouterr().err
@@ -109,9 +127,14 @@ def test_a_training_command_says_in_one_line_where_a_full_disk_stopped_it(disk, 
 
 def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk, tmp_path):
     place = disk("size=48m")
-    one = (*GRID, "grid.axes={model.mixer: [grfm]}", "train.checkpoint_seconds=0", "track.models_mb=0",
-           "measure.latency_rounds=0")
-    filler = fill(place, 6_500_000)             # shared work needs 5 MB
+    one = (
+        *GRID,
+        "grid.axes={model.mixer: [grfm]}",
+        "train.checkpoint_seconds=0",
+        "track.models_mb=0",
+        "measure.latency_rounds=0",
+    )
+    filler = fill(place, 6_500_000)  # shared work needs 5 MB
     said = command(tmp_path, *one)
     assert said.returncode == 1 and "Traceback" not in said.stderr
     assert ": disk: " in said.stdout and "no space left" in said.stdout.lower()

@@ -8,8 +8,8 @@ from argparse import Namespace
 import pytest
 
 from benchmarks.growth import draw, report, worst
-from eval.growth import Curve
-from eval.latency import LatencyResult
+from eval.speed.growth import Curve
+from eval.speed.latency import LatencyResult
 
 SIZES = (64, 256, 1024)
 
@@ -17,15 +17,23 @@ SIZES = (64, 256, 1024)
 def timed(milliseconds: float, *reasons: str) -> LatencyResult:
     times = dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "processor_ms"), milliseconds)
     ratios = dict.fromkeys(("ratio_to_first", "ratio_q1", "ratio_q3"), 1.0)
-    return LatencyResult(**times, **ratios, n=2, threads=1, device="cpu", contended=bool(reasons), reasons=reasons, times_ms=())
+    return LatencyResult(
+        **times, **ratios, n=2, threads=1, device="cpu", contended=bool(reasons), reasons=reasons, times_ms=()
+    )
 
 
 @pytest.fixture
 def curves() -> dict[str, Curve]:
     square = {size: timed(size**2 / 1e4) for size in SIZES}
     line = {size: timed(size / 1e1, f"the load average is {size / 64:.1f} on 2 cores") for size in SIZES}
-    part = Curve({64: timed(3.0)}, {64: 0.1}, {256: "predicted to take 90 s, more than 60 s", 1024: "a smaller size was skipped"})
-    return {"attention": Curve(square, dict.fromkeys(SIZES, 1.0)), "fourier": Curve(line, dict.fromkeys(SIZES, 0.5)), "slow": part}
+    part = Curve(
+        {64: timed(3.0)}, {64: 0.1}, {256: "predicted to take 90 s, more than 60 s", 1024: "a smaller size was skipped"}
+    )
+    return {
+        "attention": Curve(square, dict.fromkeys(SIZES, 1.0)),
+        "fourier": Curve(line, dict.fromkeys(SIZES, 0.5)),
+        "slow": part,
+    }
 
 
 def test_the_page_has_command_exponents_and_the_largest_of_each_reason(curves, tmp_path, monkeypatch):
@@ -39,8 +47,12 @@ def test_the_page_has_command_exponents_and_the_largest_of_each_reason(curves, t
 
 
 def test_of_each_kind_of_reason_the_largest():
-    said = ["the load average is 9.5 on 2 cores", "the load average is 12.0 on 2 cores",
-            "the interquartile range is 14% of the median (limit 10%)", "the load average is 2.1 on 2 cores"]
+    said = [
+        "the load average is 9.5 on 2 cores",
+        "the load average is 12.0 on 2 cores",
+        "the interquartile range is 14% of the median (limit 10%)",
+        "the load average is 2.1 on 2 cores",
+    ]
     assert sorted(worst(said)) == [said[2], said[1]]
     assert worst([]) == []
 

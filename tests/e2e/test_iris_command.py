@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from iris.__main__ import GAP, SAMPLERS, main
-from iris.flow import SAMPLERS as FLOW_SAMPLERS
-from iris.generator import Generator, GeneratorConfig
+from iris.diffusion.flow import SAMPLERS as FLOW_SAMPLERS
 from iris.latents import build_latent
+from iris.model import TextToLatent
+from iris.nn.generator import Generator, GeneratorConfig
 from iris.pipeline import IrisPipeline, SamplingSettings
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
-from iris.training.tasks import TextToLatent
 
 ROOT = Path(__file__).parents[2]
 PROMPT, OTHER, SIZE = "a red circle", "a blue square", 8
@@ -29,8 +29,18 @@ PROMPT, OTHER, SIZE = "a red circle", "a blue square", 8
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The folder of a saved model, small and with random weights."""
-    config = GeneratorConfig(channels=12, text_width=12, dim=16, heads=2, prelude=1, core=1, coda=1, iterations=2,
-                             ffn_ratio=2.0, mixer="grfm")
+    config = GeneratorConfig(
+        channels=12,
+        text_width=12,
+        dim=16,
+        heads=2,
+        prelude=1,
+        core=1,
+        coda=1,
+        iterations=2,
+        ffn_ratio=2.0,
+        mixer="grfm",
+    )
     text = WordEncoder(Vocabulary.from_captions([PROMPT, OTHER], 6), 12)
     parts = initialise(TextToLatent(text, Generator(config)), 0)
     draws = torch.Generator().manual_seed(0)
@@ -71,8 +81,22 @@ def pixels(path):
 
 
 def test_in_a_process_of_its_own(model, tmp_path):
-    command = [sys.executable, "-m", "iris", PROMPT, "--model", str(model), "--steps", "3", "--iterations", "4",
-               "--guidance", "2", "--seed", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "iris",
+        PROMPT,
+        "--model",
+        str(model),
+        "--steps",
+        "3",
+        "--iterations",
+        "4",
+        "--guidance",
+        "2",
+        "--seed",
+        "5",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -88,7 +112,7 @@ def test_several_images_become_a_grid(run):
     whole = pixels("grid.png")
     assert whole.shape == (2 * SIZE + GAP, 3 * SIZE + 2 * GAP, 3)
     run(PROMPT, "--count", "1", "--out", "one.png")
-    assert np.array_equal(whole[:SIZE, :SIZE], pixels("one.png"))       # image i depends on the seed and i alone
+    assert np.array_equal(whole[:SIZE, :SIZE], pixels("one.png"))  # image i depends on the seed and i alone
     assert (whole[SIZE : SIZE + GAP] == 255).all()
     run(PROMPT, OTHER, "--out", "two.png")
     assert pixels("two.png").shape == (SIZE, 2 * SIZE + GAP, 3)
@@ -124,15 +148,28 @@ def test_editing(run):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ("--steps 0", "--steps: '0' must be a number at least 1"), ("--steps many", "--steps"),
-        ("--iterations 0", "--iterations"), ("--guidance -1", "--guidance"), ("--guidance nan", "--guidance"),
-        ("--count 0", "--count"), ("--seed x", "--seed"), ("--sampler ddim", "--sampler.*euler"),
-        ("--size 7", "--size: 7x7 must be multiples of 2"), ("--size 0", "--size"), ("--size 8x", "--size"),
-        ("--size 2000000", "--size or --count.*memory"), ("--out out.txt", "--out: 'out.txt' must end in .png"),
-        ("--out no/such/out.png", "--out: folder no/such"), ("--image none.png", "--image: cannot read 'none.png'"),
-        ("--image text.txt", "--image.*picture"), ("--mask text.txt", "--mask"), ("--strength 2", "--strength"),
-        ("--strength 0.5", "--strength: needs --image"), ("--model nowhere/at/all", "--model.*no such folder"),
-        ("--model someone/model", "--model: model='someone/model'"), ("--telepathy", "--telepathy"),
+        ("--steps 0", "--steps: '0' must be a number at least 1"),
+        ("--steps many", "--steps"),
+        ("--iterations 0", "--iterations"),
+        ("--guidance -1", "--guidance"),
+        ("--guidance nan", "--guidance"),
+        ("--count 0", "--count"),
+        ("--seed x", "--seed"),
+        ("--sampler ddim", "--sampler.*euler"),
+        ("--size 7", "--size: 7x7 must be multiples of 2"),
+        ("--size 0", "--size"),
+        ("--size 8x", "--size"),
+        ("--size 2000000", "--size or --count.*memory"),
+        ("--out out.txt", "--out: 'out.txt' must end in .png"),
+        ("--out no/such/out.png", "--out: folder no/such"),
+        ("--image none.png", "--image: cannot read 'none.png'"),
+        ("--image text.txt", "--image.*picture"),
+        ("--mask text.txt", "--mask"),
+        ("--strength 2", "--strength"),
+        ("--strength 0.5", "--strength: needs --image"),
+        ("--model nowhere/at/all", "--model.*no such folder"),
+        ("--model someone/model", "--model: model='someone/model'"),
+        ("--telepathy", "--telepathy"),
     ],
 )
 def test_bad_input_is_told_in_one_line(options, named, run, capsys, tmp_path):
@@ -161,4 +198,4 @@ def test_without_a_model_the_shipped_one_is_used(run, capsys, model, monkeypatch
 
 
 def test_the_samplers_are_those_of_the_flow():
-    assert SAMPLERS == tuple(FLOW_SAMPLERS)
+    assert tuple(FLOW_SAMPLERS) == SAMPLERS

@@ -16,18 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from ablations.compose import composed, settings_of
-from ablations.plan import make_plan
-from iris.training.checkpoint import load_tensors
+from ablations.question.compose import composed, settings_of
+from ablations.question.plan import make_plan
+from iris.io.tensors import load_tensors
 
-pytestmark = pytest.mark.xdist_group("kill")      # one worker: what the module's fixtures make is shared
+pytestmark = pytest.mark.xdist_group("kill")  # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 RUN = "run(sys.argv[1], json.load(open(sys.argv[2])))"
-TRIAL = f"import json, sys; from ablations.trial import run_trial as run; {RUN}"
+TRIAL = f"import json, sys; from ablations.trial.trial import run_trial as run; {RUN}"
 # A stage saves every 20 s, which is longer than this test lasts: here it saves at every step.
-STAGES = ("import functools, json, sys; import ablations.stages as s; "
-          "from ablations.trial import prepare_stages as run; "
-          f"s.LoopSettings = functools.partial(s.LoopSettings, checkpoint_seconds=0.0); {RUN}")
+STAGES = (
+    "import functools, json, sys; import ablations.trial.stages as s; "
+    "from ablations.trial.trial import prepare_stages as run; "
+    f"s.LoopSettings = functools.partial(s.LoopSettings, checkpoint_seconds=0.0); {RUN}"
+)
 
 
 class Place:
@@ -35,9 +37,19 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        settings, values = settings_of(composed([
-            "grid=mixers", "scale=smoke", "train.steps=60", "train.checkpoint_seconds=0", "latent.steps=60",
-            "threads=1", f"runs_dir={root}"]))
+        settings, values = settings_of(
+            composed(
+                [
+                    "grid=mixers",
+                    "scale=smoke",
+                    "train.steps=60",
+                    "train.checkpoint_seconds=0",
+                    "latent.steps=60",
+                    "threads=1",
+                    f"runs_dir={root}",
+                ]
+            )
+        )
         plan = make_plan(settings, values)
         trial = plan.trials[0]
         assert trial.arm == "grfm"
@@ -48,8 +60,14 @@ class Place:
 
     def start(self, script: str, folder: Path) -> subprocess.Popen[str]:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        return subprocess.Popen([sys.executable, "-c", script, str(folder), str(self.plan)], cwd=self.root, text=True,
-                                env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), str(self.plan)],
+            cwd=self.root,
+            text=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     def finish(self, script: str, folder: Path) -> None:
         """Run to the end."""
@@ -132,7 +150,7 @@ def test_a_killed_trial_continues_and_ends_the_same(whole, tmp_path):
     assert place.trial.name == whole.trial.name
     for wanted in (15, 40):
         step, before = place.kill(TRIAL, place.trial, place.trial, wanted)
-        assert wanted - 1 <= step < 60      # a row is logged before its step is saved
+        assert wanted - 1 <= step < 60  # a row is logged before its step is saved
         assert not (place.trial / "result.json").exists() and not (place.trial / "error.json").exists()
     place.finish(TRIAL, place.trial)
     check_continued(place.trial, step, before)

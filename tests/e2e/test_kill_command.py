@@ -24,16 +24,25 @@ from mlflow import MlflowClient
 from noted_mixers import FOLDER
 from small_grid import PATIENCE
 
-from ablations.progress import read_json
-from iris.training.checkpoint import load_tensors
+from iris.io.files import read_json
+from iris.io.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("IRIS_KILLS", "1"))
 ARMS, STEPS = ("One", "Two"), 40
 MIXERS = [f"noted_mixers:{arm}" for arm in ARMS]
-COMMAND = ("grid=mixers", "scale=smoke", "threads=1", f"train.steps={STEPS}", "train.checkpoint_seconds=0", "grid.match=none",
-           f"grid.axes={{model.mixer: {MIXERS}}}", f"grid.baseline={{model.mixer: '{MIXERS[0]}'}}", "track.models_mb=0",
-           "measure.latency_rounds=2")
+COMMAND = (
+    "grid=mixers",
+    "scale=smoke",
+    "threads=1",
+    f"train.steps={STEPS}",
+    "train.checkpoint_seconds=0",
+    "grid.match=none",
+    f"grid.axes={{model.mixer: {MIXERS}}}",
+    f"grid.baseline={{model.mixer: '{MIXERS[0]}'}}",
+    "track.models_mb=0",
+    "measure.latency_rounds=2",
+)
 KINDS = {"ablations.run": "driver", "submitit": "worker or job", "report_process": "report", "eval": "speed"}
 
 
@@ -48,8 +57,14 @@ class Grid:
         environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
         environment |= {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", FOLDER: str(self.root)}
         with open(self.root / "said", "a") as said:
-            return subprocess.Popen([sys.executable, "-m", "ablations.run", *COMMAND], cwd=self.root, env=environment,
-                                    stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            return subprocess.Popen(
+                [sys.executable, "-m", "ablations.run", *COMMAND],
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
 
     @property
     def said(self) -> str:
@@ -111,14 +126,21 @@ def strike(grid: Grid, driver: subprocess.Popen[bytes], moment: Callable[[], boo
 
 def check_files(grid: Grid) -> None:
     """Whatever has its final name is whole."""
-    readers = {".json": lambda path: json.loads(path.read_text()), ".safetensors": load_tensors,
-               ".npy": lambda path: np.load(path, mmap_mode="r")}
-    for path in (path for path in [*grid.root.glob("runs/*/*"), *grid.root.glob("runs/*/*/*")] if path.suffix in readers and not path.name.startswith(".")):
+    readers = {
+        ".json": lambda path: json.loads(path.read_text()),
+        ".safetensors": load_tensors,
+        ".npy": lambda path: np.load(path, mmap_mode="r"),
+    }
+    for path in (
+        path
+        for path in [*grid.root.glob("runs/*/*"), *grid.root.glob("runs/*/*/*")]
+        if path.suffix in readers and not path.name.startswith(".")
+    ):
         for tries_left in (2, 1, 0):
             try:
                 readers[path.suffix](path)
                 break
-            except (OSError, ValueError, RuntimeError) as error:    # workers go on: it may have been replaced just now
+            except (OSError, ValueError, RuntimeError) as error:  # workers go on: it may have been replaced just now
                 assert tries_left or not path.exists(), f"{path}: {error}"
 
 

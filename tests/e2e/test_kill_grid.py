@@ -5,6 +5,7 @@ IRIS_KILLS sets how often; the moments are drawn from a seed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,10 +22,10 @@ import pytest
 import small_grid
 from small_grid import PATIENCE, Driver, results
 
-from ablations.progress import read_json
-from iris.training.checkpoint import load_tensors
+from iris.io.files import read_json
+from iris.io.tensors import load_tensors
 
-pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]     # the reference is shared
+pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]  # the reference is shared
 KILLS = int(os.environ.get("IRIS_KILLS", "4"))
 PROCESSES = ("driver", "controller", "worker", "job")
 
@@ -59,7 +60,7 @@ class Grid:
             pid = slot["child"] if kind == "job" else slot["pid"]
             if pid is not None and kind == "controller":
                 pid = _parent(pid)
-            if pid is not None and str(self.root) in _words(pid):       # numbers are used again
+            if pid is not None and str(self.root) in _words(pid):  # numbers are used again
                 return pid
         return None
 
@@ -128,14 +129,14 @@ def check_files(grid: Grid) -> None:
         if not path.name.startswith("."):
             try:
                 json.loads(path.read_text())
-            except FileNotFoundError:       # a worker removed it just now
+            except FileNotFoundError:  # a worker removed it just now
                 continue
     for path in grid.root.glob("trials/*/checkpoint*.safetensors"):
         for tries_left in (2, 1, 0):
             try:
-                load_tensors(path)          # verifies its checksum
+                load_tensors(path)  # verifies its checksum
                 break
-            except (OSError, ValueError, RuntimeError) as error:        # a newer one may have taken its place just now
+            except (OSError, ValueError, RuntimeError) as error:  # a newer one may have taken its place just now
                 assert tries_left or not path.exists(), error
     stage = grid.root / "stages" / "numbers"
     if (stage / "result.json").exists():
@@ -150,7 +151,7 @@ def check_trained_once(grid: Grid, kills: int) -> None:
         assert [row["step"] for row in rows] == list(range(1, small_grid.STEPS + 1))
         steps = grid.steps(folder)
         assert steps[0][0] == 0 and steps[-1][0] == small_grid.STEPS - 1
-        for (before, one), (after, other) in zip(steps, steps[1:], strict=False):
+        for (before, one), (after, other) in itertools.pairwise(steps):
             assert after == before + 1 or (after == before and one != other), steps
         again += len(steps) - small_grid.STEPS
     assert again <= kills

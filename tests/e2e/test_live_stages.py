@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from test_stages import SMALL, check_images, folder_of, free_port, logged, made, together, train
 
-from iris.data.latent_cache import CachedLatents
+from iris.io.tensors import load_tensors
+from iris.stages.latent_cache import CachedLatents
 from iris.training.__main__ import main
-from iris.training.checkpoint import load_tensors
 from iris.training.live import LiveBatches
 
-SHARDS, ROWS, STEPS = 5, 11, 12     # 16 rows a step: an epoch ends in the middle of every fourth
+SHARDS, ROWS, STEPS = 5, 11, 12  # 16 rows a step: an epoch ends in the middle of every fourth
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,14 +68,24 @@ def kill_at(step: int) -> None:
 
 def run_together(words: list[str], world: int, killed: tuple[int, int] | None = None) -> list[int]:
     """The command in so many processes, of which one is killed at a step; their exit codes."""
+
     def work(rank: int) -> int:
         if killed is not None and killed[0] == rank:
             kill_at(killed[1])
         return main([*SMALL, *words])
 
     port = free_port()
-    several = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(world)]
+    several = [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(world)
+    ]
     return together(work, [{}] if world == 1 else several)
 
 

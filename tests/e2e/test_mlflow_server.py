@@ -21,14 +21,14 @@ import pytest
 from mlflow_servers import Postgres, Proxy, Server, free_port, postgres_programs
 from tracked_grid import append_metrics, assert_curves_equal, make_outcome, make_record, runs_of, write_metrics
 
-from ablations import tracking
-from ablations.journal import journals
-from ablations.sync import main as sync
-from ablations.tracking import Tracker
-from iris.training.mlflow_curves import NO_CURVES
-from iris.training.mlflow_location import Location
+from ablations.track import tracking
+from ablations.track.curves import NO_CURVES
+from ablations.track.journal import journals
+from ablations.track.location import Location
+from ablations.track.sync import main as sync
+from ablations.track.tracking import Tracker
 
-pytestmark = pytest.mark.xdist_group("mlflow_server")      # one worker: what the module's fixtures make is shared
+pytestmark = pytest.mark.xdist_group("mlflow_server")  # one worker: what the module's fixtures make is shared
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("sqlite", "postgresql")
@@ -77,7 +77,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
-    for name in ("PATIENCE_SECONDS", "END_SECONDS"):        # a busy machine decides nothing
+    for name in ("PATIENCE_SECONDS", "END_SECONDS"):  # a busy machine decides nothing
         monkeypatch.setattr(tracking, name, 3600.0)
     monkeypatch.chdir(tmp_path)
 
@@ -107,7 +107,7 @@ def assert_all_there_once(uri: str, grid: str, records: list, status: str = "FIN
         assert len(run.inputs.dataset_inputs) == 3 and len(run.data.params) > 150
         files = [item.path for item in client.list_artifacts(run.info.run_id)]
         assert {"metrics.jsonl", "result.json", "samples.png"} <= set(files)
-        assert len(client.list_artifacts(run.info.run_id, "images")) == 2       # one picture, in two forms
+        assert len(client.list_artifacts(run.info.run_id, "images")) == 2  # one picture, in two forms
 
 
 def test_a_server_killed_in_mid_batch_and_started_again(server, tmp_path):
@@ -119,7 +119,7 @@ def test_a_server_killed_in_mid_batch_and_started_again(server, tmp_path):
 
     def judge(method: str, path: str, body: bytes) -> str:
         if path.endswith("log-batch") and b'"metrics"' in body and next(batches) == 4:
-            server.kill()           # it has the points, and may have kept them
+            server.kill()  # it has the points, and may have kept them
             died.set()
         return "pass"
 
@@ -217,9 +217,16 @@ def test_drivers_that_meet_on_an_empty_postgresql(cluster, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "ablations"), str(ROOT)])}
     grids = {"mixers": "d1", "depth": "e1"}
     driver = ROOT / "tests" / "ablations" / "track_grid.py"
-    drivers = [subprocess.Popen([sys.executable, driver, grid, uri, tmp_path, keys, tmp_path / "go"], env=environment,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-               for grid, keys in grids.items()]
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, driver, grid, uri, tmp_path, keys, tmp_path / "go"],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for grid, keys in grids.items()
+    ]
     (tmp_path / "go").touch()
     for driver in drivers:
         said, errors = driver.communicate(timeout=600)
@@ -236,24 +243,41 @@ def test_drivers_that_meet_on_an_empty_postgresql(cluster, tmp_path):
 def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(servers, tmp_path):
     """The real grid, at smoke scale."""
     dead, server = f"http://127.0.0.1:{free_port()}", servers["sqlite"]
-    words = ["grid=mixers", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher=inline",
-             "threads=1", "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=20"]
+    words = [
+        "grid=mixers",
+        "scale=smoke",
+        "grid.axes={model.mixer:[grfm]}",
+        "latent=haar",
+        "launcher=inline",
+        "threads=1",
+        "data.train=64",
+        "measure.samples=16",
+        "measure.heldout_samples=0",
+        "train.steps=20",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": dead}
 
     def command(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", *given], cwd=tmp_path, env=environment, text=True,
-                              capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+        return subprocess.run(
+            [sys.executable, "-m", *given],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=600,
+        )
 
     done = command("ablations.run", *words)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert f"MLflow at {dead} did not take" in said and "nothing answers there" in said
-    assert "python -m ablations.sync, sends it without training" in said
+    assert "python -m ablations.track.sync, sends it without training" in said
     (journal,) = journals(tmp_path / "runs")
     assert not journal.has_sent(dead)
 
     server.ready()
-    done = command("ablations.sync", f"track.uri={server.uri}")
+    done = command("ablations.track.sync", f"track.uri={server.uri}")
     assert done.returncode == 0 and "1 trial, " in done.stdout, done.stdout + done.stderr
     client = client_of(server.uri)
     (parent,), trials = runs_of(client, "mixers")
@@ -271,18 +295,38 @@ def test_a_server_that_goes_and_comes_back_while_a_grid_trains(servers, tmp_path
     """The real grid, at smoke scale."""
     server = servers["sqlite"]
     server.ready()
-    words = ["grid=opponents", "scale=smoke", "grid.axes={model.mixer:[grfm]}", "latent=haar", "launcher.workers=1", "threads=1",
-             "data.train=64", "measure.samples=16", "measure.heldout_samples=0", "train.steps=500", "model.iterations=1",
-             "track.models_mb=0", "measure.latency_rounds=0"]
+    words = [
+        "grid=opponents",
+        "scale=smoke",
+        "grid.axes={model.mixer:[grfm]}",
+        "latent=haar",
+        "launcher.workers=1",
+        "threads=1",
+        "data.train=64",
+        "measure.samples=16",
+        "measure.heldout_samples=0",
+        "train.steps=500",
+        "model.iterations=1",
+        "track.models_mb=0",
+        "measure.latency_rounds=0",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
     with open(tmp_path / "said", "w") as said:
-        command = subprocess.Popen([sys.executable, "-m", "ablations.run", *words], cwd=tmp_path, env=environment, stdout=said,
-                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        command = subprocess.Popen(
+            [sys.executable, "-m", "ablations.run", *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
     client = client_of(server.uri)
 
     def rows() -> int:
         """What the trial has written."""
-        return sum(len(path.read_text().splitlines()) for path in (tmp_path / "runs" / "trials").glob("*/metrics.jsonl"))
+        return sum(
+            len(path.read_text().splitlines()) for path in (tmp_path / "runs" / "trials").glob("*/metrics.jsonl")
+        )
 
     def until(condition: Callable[[], bool]) -> None:
         while not condition():

@@ -19,7 +19,7 @@ from benchmarks.mobile_tables import latency_table, parts_table, passed_beside_i
 from eval.targets import published
 from iris.errors import SettingError
 
-PEAKS = {"pytorch": 1400.0, "onnxruntime": 900.0, "executorch": 500.0}      # of made-up rows, MB
+PEAKS = {"pytorch": 1400.0, "onnxruntime": 900.0, "executorch": 500.0}  # of made-up rows, MB
 
 
 @pytest.fixture
@@ -30,10 +30,25 @@ def work(tmp_path: Path) -> Path:
     for setup in setups:
         key = {"preset": "tiny", "runtime": setup.runtime, "dtype": "fp32", "iterations": 4}
         peak = PEAKS[setup.runtime]
-        image = {"peak_memory_mb": peak, "import_mb": 50.0, "loaded_mb": 300.0, "weights_mb": 250.0, "activations_mb": None}
-        once(plan, f"memory-{setup}", lambda: key | {
-            "threads": 1, "image": {"all": image, "one part": image | {"peak_memory_mb": peak / 2}},
-            "parts": {"text": image, "generator": image, "decoder": image}})
+        image = {
+            "peak_memory_mb": peak,
+            "import_mb": 50.0,
+            "loaded_mb": 300.0,
+            "weights_mb": 250.0,
+            "activations_mb": None,
+        }
+        once(
+            plan,
+            f"memory-{setup}",
+            lambda: (
+                key
+                | {
+                    "threads": 1,
+                    "image": {"all": image, "one part": image | {"peak_memory_mb": peak / 2}},
+                    "parts": {"text": image, "generator": image, "decoder": image},
+                }
+            ),
+        )
         for resident, need in (("all", peak), ("one part", peak / 2)):
             caps = [run_under(cap, cap >= need) for cap in (600, 1000, 2000)]
             once(plan, f"caps-{resident.replace(' ', '_')}-{setup}", lambda: key | {"resident": resident, "caps": caps})
@@ -44,36 +59,76 @@ def work(tmp_path: Path) -> Path:
 
 
 def run_under(cap: float, held: bool) -> dict[str, Any]:
-    return {"cap_mb": cap, "scope": "process", "limit_mb": cap, "method": "RLIMIT_DATA", "held": held, "peak_mb": 1.0,
-            "charged_mb": 1.0, "why": ""}
+    return {
+        "cap_mb": cap,
+        "scope": "process",
+        "limit_mb": cap,
+        "method": "RLIMIT_DATA",
+        "held": held,
+        "peak_mb": 1.0,
+        "charged_mb": 1.0,
+        "why": "",
+    }
 
 
 def timed(setup: Setup, part: str) -> dict[str, Any]:
-    times = {"median_ms": 123.4, "q1_ms": 120.0, "q3_ms": 130.0, "ratio_to_first": 1.5, "ratio_q1": 1.4, "ratio_q3": 1.6}
-    return {"preset": setup.preset, "runtime": setup.runtime, "dtype": setup.dtype, "iterations": setup.iterations, "part": part,
-            "n": 4, "threads": 2, "contended": False, "reasons": [], "ratio_to": "pytorch fp32", **times}
+    times = {
+        "median_ms": 123.4,
+        "q1_ms": 120.0,
+        "q3_ms": 130.0,
+        "ratio_to_first": 1.5,
+        "ratio_q1": 1.4,
+        "ratio_q3": 1.6,
+    }
+    return {
+        "preset": setup.preset,
+        "runtime": setup.runtime,
+        "dtype": setup.dtype,
+        "iterations": setup.iterations,
+        "part": part,
+        "n": 4,
+        "threads": 2,
+        "contended": False,
+        "reasons": [],
+        "ratio_to": "pytorch fp32",
+        **times,
+    }
 
 
 def test_a_row_for_each_cap_and_each_part(work, tmp_path):
     build_report(read_rows(work), tmp_path / "report")
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[:9] == ["preset", "runtime", "dtype", "steps", "iterations", "latency_ms", "peak_memory_mb", "cap",
-                                 "verdict"]
+    assert list(rows[0])[:9] == [
+        "preset",
+        "runtime",
+        "dtype",
+        "steps",
+        "iterations",
+        "latency_ms",
+        "peak_memory_mb",
+        "cap",
+        "verdict",
+    ]
     images = [row for row in rows if row["part"] == "image"]
     assert len(images) == 3 * 2 * 3 and len(rows) == len(images) + 3 * 3
     held = {(row["runtime"], row["resident"]): row["verdict"] for row in images if row["cap"] == "600"}
     assert {name for name, verdict in held.items() if verdict == "holds"} == {
-        ("executorch", "all"), ("executorch", "one part"), ("onnxruntime", "one part")}
+        ("executorch", "all"),
+        ("executorch", "one part"),
+        ("onnxruntime", "one part"),
+    }
     assert {row["latency_ms"] for row in images if row["resident"] == "all"} == {"123.4"}
-    assert {row["latency_ms"] for row in images if row["resident"] == "one part"} == {""}       # not what was timed
+    assert {row["latency_ms"] for row in images if row["resident"] == "one part"} == {""}  # not what was timed
 
 
 def test_the_page_says_which_presets_fit(work, tmp_path):
     page = build_report(read_rows(work), tmp_path / "report").read_text()
     said = verdict(read_rows(work))
-    assert said == ("Under a cap of 600 MB a process makes an image of tiny (ExecuTorch fp32) with everything loaded; of tiny "
-                    "(ONNX Runtime fp32, ExecuTorch fp32) with one part loaded at a time.")
+    assert said == (
+        "Under a cap of 600 MB a process makes an image of tiny (ExecuTorch fp32) with everything loaded; of tiny "
+        "(ONNX Runtime fp32, ExecuTorch fp32) with one part loaded at a time."
+    )
     assert said in page and "latency: 2; memory: 1" in page
     assert "Latency by runtime" in page and len(list((tmp_path / "report" / "figures").glob("*.png"))) == 2
 
@@ -90,27 +145,44 @@ def rows_of(*held: tuple[str, str, int, float | None]) -> Rows:
 
 
 def test_a_preset_fits_if_it_does_at_every_number_of_iterations():
-    said = verdict(rows_of(("tiny", "int8", 4, 600), ("tiny", "int8", 8, 600), ("small", "int8", 4, 600),
-                           ("small", "int8", 8, 1000), ("base", "int8", 4, 600), ("base", "int8", 8, None)))
-    assert said == ("Under a cap of 600 MB a process makes an image, at 4 and at 8 iterations, of tiny (ExecuTorch int8) with "
-                    "everything loaded; of tiny (ExecuTorch int8) with one part loaded at a time. Not tried at every number "
-                    "of iterations, and so not counted: base (ExecuTorch int8) with everything loaded; base (ExecuTorch int8) "
-                    "with one part loaded at a time.")
+    said = verdict(
+        rows_of(
+            ("tiny", "int8", 4, 600),
+            ("tiny", "int8", 8, 600),
+            ("small", "int8", 4, 600),
+            ("small", "int8", 8, 1000),
+            ("base", "int8", 4, 600),
+            ("base", "int8", 8, None),
+        )
+    )
+    assert said == (
+        "Under a cap of 600 MB a process makes an image, at 4 and at 8 iterations, of tiny (ExecuTorch int8) with "
+        "everything loaded; of tiny (ExecuTorch int8) with one part loaded at a time. Not tried at every number "
+        "of iterations, and so not counted: base (ExecuTorch int8) with everything loaded; base (ExecuTorch int8) "
+        "with one part loaded at a time."
+    )
     assert verdict(Rows()) == "Not measured."
 
 
 def test_targets_take_the_weights_of_the_files_themselves():
     """And say who meets the memory target only with the runtime's import left out of the budget."""
     rows = rows_of(("base", "fp16", 4, 1000))
-    plain, half = (Key.of({"preset": "base", "runtime": runtime, "dtype": dtype, "iterations": 4})
-                   for runtime, dtype in (("pytorch", "fp32"), ("executorch", "fp16")))
+    plain, half = (
+        Key.of({"preset": "base", "runtime": runtime, "dtype": dtype, "iterations": 4})
+        for runtime, dtype in (("pytorch", "fp32"), ("executorch", "fp16"))
+    )
     image = {"weights_mb": 1040.0, "activations_mb": 21.0}
     rows.memory[plain] = {"image": {"all": image}, "parts": {"text": image}}
-    assert target_results(rows)[0][1][0].verdict == "not measured"      # not half of PyTorch's
+    assert target_results(rows)[0][1][0].verdict == "not measured"  # not half of PyTorch's
     rows.memory[half]["image"]["all"] = {"weights_mb": 517.5}
-    rows.caps[half, "all"] += [run_under(600, True) | {"scope": "above import"}, run_under(100, False) | {"scope": "control"}]
-    (key, results), = target_results(rows)
-    assert key == half and results[0].verdict == "pass" and "weights 517.5 MB (as measured in float16)" in results[0].why
+    rows.caps[half, "all"] += [
+        run_under(600, True) | {"scope": "above import"},
+        run_under(100, False) | {"scope": "control"},
+    ]
+    ((key, results),) = target_results(rows)
+    assert (
+        key == half and results[0].verdict == "pass" and "weights 517.5 MB (as measured in float16)" in results[0].why
+    )
     assert passed_beside_import(rows) == [half]
 
 
@@ -135,8 +207,14 @@ def test_what_spread_is_marked_and_counted(work, tmp_path):
 def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
     """And a ratio to another runtime than PyTorch is not called one to PyTorch."""
     monkeypatch.setattr(mobile_measure, "machine", lambda threads: {})
-    monkeypatch.setattr(mobile_measure, "latency_rows", lambda setups, plan: [
-        timed(one, "image") | {"n": plan.rounds, "ratio_to": f"{setups[0].runtime} {setups[0].dtype}"} for one in setups])
+    monkeypatch.setattr(
+        mobile_measure,
+        "latency_rows",
+        lambda setups, plan: [
+            timed(one, "image") | {"n": plan.rounds, "ratio_to": f"{setups[0].runtime} {setups[0].dtype}"}
+            for one in setups
+        ],
+    )
     words = [f"work={tmp_path}", "presets=tiny", "iterations=4", "threads=1"]
     for more in (["rounds=4"], ["rounds=2"], ["rounds=4", "runtimes=onnxruntime"]):
         mobile_measure.latency(Plan.of([*words, *more]))
@@ -146,8 +224,9 @@ def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
     mobile_measure.latency(Plan.of([f"work={alone}", *words[1:], "runtimes=onnxruntime"]))
     build_report(read_rows(alone), tmp_path / "report")
     with open(tmp_path / "report" / "results.csv", newline="") as file:
-        assert {(row["latency_ms"], row["ratio_to_pytorch"]) for row in csv.DictReader(file) if row["resident"] == "all"} == {
-            ("123.4", "")}
+        assert {
+            (row["latency_ms"], row["ratio_to_pytorch"]) for row in csv.DictReader(file) if row["resident"] == "all"
+        } == {("123.4", "")}
     assert [line.cells[1].text for line in latency_table(read_rows(alone)).rows] == ["–"] * 3
 
 
@@ -158,10 +237,17 @@ def test_a_row_is_measured_once(tmp_path):
     assert json.loads((tmp_path / "rows" / "one.json").read_text()) == {"value": 1}
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    ([], "work=DIR is needed"), (["work=x", "presets=huge"], "presets='huge'"), (["work=x", "rounds=1"], "rounds=1"),
-    (["work=x", "iterations=four"], "iterations=four"), (["work=x", "speed=1"], "speed"), (["work"], "name=value"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "work=DIR is needed"),
+        (["work=x", "presets=huge"], "presets='huge'"),
+        (["work=x", "rounds=1"], "rounds=1"),
+        (["work=x", "iterations=four"], "iterations=four"),
+        (["work=x", "speed=1"], "speed"),
+        (["work"], "name=value"),
+    ],
+)
 def test_bad_words_are_named(words, expected):
     with pytest.raises(SettingError, match=expected):
         Plan.of(words)

@@ -20,18 +20,27 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from iris import IrisPipeline, SamplingSettings
-from iris.training.checkpoint import load_tensors
-from iris.training.settings import settings_of
-from iris.training.stages.distill import students
+from iris.io.tensors import load_tensors
+from iris.stages.distill import students
+from iris.stages.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "iris_training.ipynb"
 # Cells that must draw something.
-FIGURES = ("reconstructions", "loss-curves", "samples-steps", "samples-iterations", "students", "gates-figure",
-           "decay-maps", "spectra-figure", "recurrence")
+FIGURES = (
+    "reconstructions",
+    "loss-curves",
+    "samples-steps",
+    "samples-iterations",
+    "students",
+    "gates-figure",
+    "decay-maps",
+    "spectra-figure",
+    "recurrence",
+)
 STAGES = ("vae", "flow", "distill")
 SCALES = ("embedded", "gpu", "smoke")
-LARGEST = 1_500_000     # bytes of a file that a person opens in a browser
+LARGEST = 1_500_000  # bytes of a file that a person opens in a browser
 
 
 def read() -> nbformat.NotebookNode:
@@ -72,8 +81,12 @@ def executed(place: Path) -> dict[str, nbformat.NotebookNode]:
     for cell in cells(book).values():
         cell.outputs, cell.execution_count = [], None
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"IRIS_NOTEBOOK_SCALE": "smoke", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                                "PYTHONPATH": paths}
+    environment = os.environ | {
+        "IRIS_NOTEBOOK_SCALE": "smoke",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": paths,
+    }
     client = NotebookClient(book, timeout=None, km=kernel(), resources={"metadata": {"path": str(place)}})
     client.execute(env=environment)
     return cells(book)
@@ -99,8 +112,11 @@ def test_a_stage_says_how_far_it_is_in_one_line(executed):
 
 
 def test_the_stages_build_on_each_other_and_are_found_again(executed, place):
-    results = {path.name.partition("-")[0]: json.loads((path / "result.json").read_text())
-               for path in (place / "runs" / "stages").iterdir() if (path / "result.json").exists()}
+    results = {
+        path.name.partition("-")[0]: json.loads((path / "result.json").read_text())
+        for path in (place / "runs" / "stages").iterdir()
+        if (path / "result.json").exists()
+    }
     assert set(results) == {"vae", "text", "distill"}
     assert results["text"]["built_on"] == {"vae": results["vae"]["key"]}
     assert results["distill"]["built_on"] == {"start": results["text"]["key"]}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("parts")      # one worker: what the module's fixtures make is shared
+pytestmark = pytest.mark.xdist_group("parts")  # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "iris"))
 
-MIXER = '''
+MIXER = """
 from torch import nn
 
 class Mean(nn.Module):
@@ -25,14 +25,21 @@ class Mean(nn.Module):
 
     def forward(self, x):
         return x + self.out(self.value(x).mean((1, 2), keepdim=True))
-'''
+"""
 
 
 def run(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
     """``python -m module`` in ``folder``, offline."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=environment, text=True,
-                          capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +52,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_clip(folder / "clip")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoencoderKL(block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-                      down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-                      ).save_pretrained(folder / "vae")
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+        ).save_pretrained(folder / "vae")
     (folder / "my_module.py").write_text(MIXER)
     return folder
 
@@ -55,8 +67,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trials(place: Path) -> list[Path]:
     """The trials of a grid made of these parts."""
-    done = run(place, "ablations.run", "grid=sharing", "scale=smoke", "model.mixer=my_module:Mean", "model.text=clip",
-               "model.text_source=clip", "latent=pretrained", "latent.source=vae", "launcher.workers=1", "measure.samples=32")
+    done = run(
+        place,
+        "ablations.run",
+        "grid=sharing",
+        "scale=smoke",
+        "model.mixer=my_module:Mean",
+        "model.text=clip",
+        "model.text_source=clip",
+        "latent=pretrained",
+        "latent.source=vae",
+        "launcher.workers=1",
+        "measure.samples=32",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted((place / "runs" / "trials").iterdir())
 
@@ -79,7 +102,7 @@ def test_a_trained_model_keeps_nothing_of_what_it_was_given(trials):
     from safetensors import safe_open
 
     with safe_open(trials[0] / "model" / "model.safetensors", "pt") as weights:
-        assert not [name for name in weights.keys() if name.startswith("text.")]
+        assert not [name for name in weights.keys() if name.startswith("text.")]  # noqa: SIM118
 
 
 def test_it_makes_images_from_the_command_line(place, trials):
@@ -89,8 +112,15 @@ def test_it_makes_images_from_the_command_line(place, trials):
 
 
 def test_a_caption_that_is_no_class_is_told_before_training(place, trials):
-    done = run(place, "ablations.run", "grid=sharing", "scale=smoke", "grid.axes={depth.share: [true]}", "model.text=labels",
-               "launcher=inline")
+    done = run(
+        place,
+        "ablations.run",
+        "grid=sharing",
+        "scale=smoke",
+        "grid.axes={depth.share: [true]}",
+        "model.text=labels",
+        "launcher=inline",
+    )
     assert done.returncode != 0
     assert "model.text" in done.stdout + done.stderr
     failed = [folder for folder in (place / "runs" / "trials").iterdir() if folder not in trials]

@@ -18,14 +18,23 @@ from ablations.launch.pool import is_locked
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("grid=mixers", "scale=smoke", "threads=1", "grid.axes={model.mixer: [grfm, attention]}", "track.models_mb=0")
-PATIENCE = 900.0        # seconds that a loaded machine may take for anything
+PATIENCE = 900.0  # seconds that a loaded machine may take for anything
 
 
 def start(folder: Path, log: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     with open(log, "w") as file:
-        return subprocess.Popen([sys.executable, "-m", "ablations.run", *COMMAND, *more], cwd=folder, env=environment, text=True,
-                                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "-m", "ablations.run", *COMMAND, *more],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -90,14 +99,18 @@ def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
     report = start(tmp_path, tmp_path / "report", *long, "action=report")
     assert report.wait(PATIENCE) == 1 and "it is still running" in (tmp_path / "report").read_text()
     assert "it is still running" in (tmp_path / "reports" / "mixers" / "report.md").read_text()
-    assert tracked(tmp_path) == ["RUNNING"] * 3         # the grid and its trials
+    assert tracked(tmp_path) == ["RUNNING"] * 3  # the grid and its trials
     third = start(tmp_path, tmp_path / "third", *long, "action=cancel")
     assert third.wait(PATIENCE) == 0 and "stopped 2 workers here" in (tmp_path / "third").read_text()
     assert second.wait(PATIENCE) == 130
     told = (tmp_path / "second").read_text()
-    assert "stopped by action=cancel; the same command continues" in told and "Traceback" not in told and "failed" not in told
+    assert (
+        "stopped by action=cancel; the same command continues" in told
+        and "Traceback" not in told
+        and "failed" not in told
+    )
     trials = sorted((tmp_path / "runs" / "trials").glob("*"))
     until(lambda: not any(is_locked(trial / "claim") for trial in trials))
-    assert all(len(begun(tmp_path, trial.name)) == 1 for trial in trials)       # followed, not started again
+    assert all(len(begun(tmp_path, trial.name)) == 1 for trial in trials)  # followed, not started again
     assert any((trial / "checkpoint.safetensors").exists() for trial in trials)
     assert not any((trial / "error.json").exists() for trial in trials)

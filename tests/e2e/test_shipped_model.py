@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.attributes import attribute_accuracy
 from eval.judges import load_judge
+from eval.metrics.attributes import attribute_accuracy
 from iris import IrisPipeline, SamplingSettings
 from iris import data as sources
-from iris.training.tasks import to_images
+from iris.io.pixels import to_images
 
 COUNT = 64
 
@@ -20,8 +20,18 @@ COUNT = 64
 @pytest.fixture(scope="module")
 def captions() -> tuple[list[str], dict[str, torch.Tensor]]:
     """Captions of the embedded world that training did not see, and what they ask for."""
-    rows = sources.load("shapes", path=None, size=32, image_column="image", text_column="text", labels=None, train=1,
-                        validation=COUNT, heldout=1, seed=123)["validation"]
+    rows = sources.load(
+        "shapes",
+        path=None,
+        size=32,
+        image_column="image",
+        text_column="text",
+        labels=None,
+        train=1,
+        validation=COUNT,
+        heldout=1,
+        seed=123,
+    )["validation"]
     decoded = sources.pixels(rows, 32, 0.0)
     return decoded.captions, {name: torch.as_tensor(values) for name, values in decoded.attributes.items()}
 
@@ -34,4 +44,4 @@ def test_it_makes_what_captions_say(captions, iterations):
     read = load_judge("shapes").attributes("shapes", to_images(images))
     accuracy = attribute_accuracy(read, wanted)
     assert accuracy["colour"] > 0.9 and accuracy["background"] > 0.9 and accuracy["position"] > 0.9
-    assert accuracy["shape"] > 0.6         # by chance 1 in 5 or less
+    assert accuracy["shape"] > 0.6  # by chance 1 in 5 or less

@@ -21,20 +21,30 @@ import pytest
 import torch
 from PIL import Image
 
-from iris.data.latent_cache import CachedLatents
+from ablations.track import stage_tracking as tracking
+from iris.diffusion.sampling import SamplingSettings
+from iris.io.progress import Progress
+from iris.io.tensors import load_tensors
 from iris.pipeline import IrisPipeline
-from iris.sampling import SamplingSettings
-from iris.training import tracking
+from iris.stages import base
+from iris.stages.data import Latents
+from iris.stages.distill import students
+from iris.stages.latent_cache import CachedLatents
+from iris.stages.vae import load_latent
 from iris.training.__main__ import main
-from iris.training.checkpoint import load_tensors
-from iris.training.progress import Progress
-from iris.training.stages import base
-from iris.training.stages.data import Latents
-from iris.training.stages.distill import students
-from iris.training.stages.vae import load_latent
 
-SMALL = ("scale=smoke", "log=none", "data.train=64", "data.validation=16", "model.dim=16", "model.heads=2",
-         "model.text_width=16", "latent.width=8", "train.checkpoint_seconds=0", "train.log_every=2")
+SMALL = (
+    "scale=smoke",
+    "log=none",
+    "data.train=64",
+    "data.validation=16",
+    "model.dim=16",
+    "model.heads=2",
+    "model.text_width=16",
+    "latent.width=8",
+    "train.checkpoint_seconds=0",
+    "train.log_every=2",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,8 +142,15 @@ def test_the_vae_of_a_command_of_its_own(place):
 
 
 def test_vae_with_every_term_that_needs_no_file(place):
-    lines = train("stage=vae", "adversarial.weight=0.1", "adversarial.layers=2", "adversarial.width=16",
-                  "reconstruction.bands=1,2,2,2", "latent=conv_vae", "train.steps=4")
+    lines = train(
+        "stage=vae",
+        "adversarial.weight=0.1",
+        "adversarial.layers=2",
+        "adversarial.width=16",
+        "reconstruction.bands=1,2,2,2",
+        "latent=conv_vae",
+        "train.steps=4",
+    )
     folder = folder_of(lines)
     assert {"discriminator", "generator"} <= set(logged(folder)[-1])
     assert load_latent(folder / "weights").name == "conv_vae"
@@ -148,8 +165,10 @@ def test_distil_the_text_stage(place):
     assert folders == {1: place / "student/steps-1", 2: place / "student/steps-2", 4: place / "student"}
     for steps, folder in folders.items():
         check_images(folder, ["a large red circle", "a blue square"], steps)
-        assert any(f"--model {folder.relative_to(place)} --steps {steps} --sampler stochastic --guidance 1 " in line
-                   for line in lines[-3:])
+        assert any(
+            f"--model {folder.relative_to(place)} --steps {steps} --sampler stochastic --guidance 1 " in line
+            for line in lines[-3:]
+        )
     train("stage=text", "out=teacher")
     weights = [load_tensors(place / name / "model.safetensors")[0] for name in ("teacher", "student")]
     assert weights[0].keys() == weights[1].keys()
@@ -169,8 +188,12 @@ def parquet(folder: Path, rows: int = 40) -> Path:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
         cells.append({"bytes": stream.getvalue(), "path": None})
-    columns = {"image": cells, "text": [f"a {('red', 'green', 'blue')[i % 3]} picture" for i in range(rows)],
-               "label": [i % 3 for i in range(rows)], "score": [float(i % 10) for i in range(rows)]}
+    columns = {
+        "image": cells,
+        "text": [f"a {('red', 'green', 'blue')[i % 3]} picture" for i in range(rows)],
+        "label": [i % 3 for i in range(rows)],
+        "score": [float(i % 10) for i in range(rows)],
+    }
     Dataset.from_dict(columns).to_parquet(folder / "rows.parquet")
     return folder / "rows.parquet"
 
@@ -195,8 +218,10 @@ def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
 
     text = train("stage=text", *files, "from=classes", "train.steps=4")
     assert made(text) == ["text"]
-    one, two = (load_tensors(folder / "model.safetensors")[0]["generator.input.weight"].flatten()
-                for folder in (place / "classes", folder_of(text) / "weights"))
+    one, two = (
+        load_tensors(folder / "model.safetensors")[0]["generator.input.weight"].flatten()
+        for folder in (place / "classes", folder_of(text) / "weights")
+    )
     assert torch.nn.functional.cosine_similarity(one, two, 0) > 0.9
     check_images(folder_of(text) / "weights", ["a red picture"])
 
@@ -210,8 +235,16 @@ def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
     before, after = (json.loads((folder_of(run) / "weights" / "config.json").read_text()) for run in (text, scored))
     assert before == after
 
-    few = train("stage=distill", *files, "from=classes", "data.label_column=label", "data.labels=red,green,blue",
-                "student.method=shortcut", "student.steps=1,2", "train.steps=4")
+    few = train(
+        "stage=distill",
+        *files,
+        "from=classes",
+        "data.label_column=label",
+        "data.labels=red,green,blue",
+        "student.method=shortcut",
+        "student.steps=1,2",
+        "train.steps=4",
+    )
     assert made(few) == ["distill"]
     for steps, folder in students(folder_of(few) / "weights", (1, 2)).items():
         check_images(folder, ["red"], steps)
@@ -336,8 +369,17 @@ def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capf
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
     port = free_port()
-    environments = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(2)]
+    environments = [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(2)
+    ]
     assert together(lambda rank: main([*SMALL, *words, "out=model"]), environments) == [0, 0], capfd.readouterr().err
     said = capfd.readouterr().out
     assert said.count("weights   model") == 1 and said.count(" is made in ") == 2
@@ -348,8 +390,10 @@ def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capf
         assert [row["step"] for row in logged(one)] == [row["step"] for row in logged(other)]
         assert [row["loss"] for row in logged(one)] == pytest.approx([row["loss"] for row in logged(other)], rel=1e-5)
     check_images(tmp_path / "model", ["a large red circle"])
-    assert together(lambda rank: main([*SMALL, *words, "train.batch=15"]), [
-        environment | {"MASTER_PORT": str(port + 1)} for environment in environments]) == [2, 2]
+    assert together(
+        lambda rank: main([*SMALL, *words, "train.batch=15"]),
+        [environment | {"MASTER_PORT": str(port + 1)} for environment in environments],
+    ) == [2, 2]
     said = capfd.readouterr().err
     assert said.count("error: ") == 1 and "train.batch=15 must be a multiple of 2: 2 processes" in said
 
@@ -359,7 +403,7 @@ def test_rows_and_pictures_go_to_mlflow_when_it_can_be_reached(place, monkeypatc
     from mlflow import MlflowClient
 
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))        # nothing listens there
+        taken.bind(("127.0.0.1", 0))  # nothing listens there
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
         lines = train("stage=vae", "seed=5", "log=mlflow")
@@ -368,14 +412,16 @@ def test_rows_and_pictures_go_to_mlflow_when_it_can_be_reached(place, monkeypatc
     assert not (place / "mlflow.db").exists()
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(tracking, "END_SECONDS", 3600.0)        # a busy machine decides nothing
+    monkeypatch.setattr(tracking, "END_SECONDS", 3600.0)  # a busy machine decides nothing
     assert "vae: MLflow gets what it missed" in train("stage=vae", "seed=5", "log=mlflow")
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
     assert (run.info.status, run.info.run_name, run.data.params["train.steps"]) == ("FINISHED", folder.name, "12")
     for name in ("loss", "images_per_s", "psnr"):
         points = client.get_metric_history(run.info.run_id, name)
-        assert [(point.step, point.value) for point in points] == [(row["step"], row[name]) for row in logged(folder) if name in row]
+        assert [(point.step, point.value) for point in points] == [
+            (row["step"], row[name]) for row in logged(folder) if name in row
+        ]
     pictures = [item.path for item in client.list_artifacts(run.info.run_id, "pictures")]
     assert pictures == [f"pictures/reconstructions-{step:06d}.png" for step in (6, 12)]
     assert made(train("stage=vae", "seed=5", "log=mlflow")) == []

@@ -2,13 +2,13 @@
 
 import torch
 
-from iris.generator import Generator, GeneratorConfig
 from iris.latents import build_latent
-from iris.mixers import build_mixer
+from iris.model import TextToLatent
+from iris.nn.generator import Generator, GeneratorConfig
+from iris.nn.mixers import build_mixer
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
-from iris.training.tasks import TextToLatent
 
 DIM, HEADS = 16, 2
 CAPTIONS = ["a red circle", "a blue square on green", "two stars", "a circle"]
@@ -31,8 +31,18 @@ def small_mixer(name):
 
 
 def small_generator(channels=3, **changes):
-    settings = {"channels": channels, "text_width": 12, "dim": DIM, "heads": HEADS, "prelude": 1, "core": 1, "coda": 1,
-                "iterations": 2, "ffn_ratio": 2.0, "mixer": "grfm"}
+    settings = {
+        "channels": channels,
+        "text_width": 12,
+        "dim": DIM,
+        "heads": HEADS,
+        "prelude": 1,
+        "core": 1,
+        "coda": 1,
+        "iterations": 2,
+        "ffn_ratio": 2.0,
+        "mixer": "grfm",
+    }
     return awake(Generator(GeneratorConfig(**settings | changes)))
 
 

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-INCEPTION_FEATURES = 32         # of the 2048, those that are not zero in `inception_archive`
-TINY = {"embed_dim": 16, "quick_gelu": True,
-        "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}}
+INCEPTION_FEATURES = 32  # of the 2048, those that are not zero in `inception_archive`
+TINY = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 
 
 class _Layers(nn.Module):
@@ -69,7 +72,7 @@ def openai_archive(network: nn.Module, path: Path) -> Path:
     for name, value in sizes.items():
         network.__dict__.pop(name, None)
         network.register_buffer(name, torch.tensor(value))
-    mask = network._buffers.pop("attn_mask")        # a constant in OpenAI's
+    mask = network._buffers.pop("attn_mask")  # a constant in OpenAI's
     network.attn_mask = mask
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,11 +8,13 @@ import torch
 
 def sleeping(argument):
     """Sleeps for argument["ms"] and appends its name to argument["log"] at each call."""
+
     def generate():
         with open(argument["log"], "a") as log:
             log.write(argument["name"] + "\n")
         print("a model that prints must not disturb the protocol")
         time.sleep(argument["ms"] / 1000)
+
     generate.weights_bytes = 12_000_000
     return generate
 
@@ -24,10 +26,12 @@ def allocating(megabytes):
 
 def computing(seconds):
     """Computes until it has used that much processor time."""
+
     def generate():
         end = time.process_time() + seconds
         while time.process_time() < end:
             pass
+
     return generate
 
 
@@ -39,6 +43,7 @@ def failing(when):
     def generate():
         os.write(2, b"last words\n")
         os._exit(3)
+
     return generate
 
 
@@ -49,6 +54,7 @@ def parted(argument):
     def part(name, megabytes, count):
         def run():
             return torch.ones(int(batch * megabytes * 1e6) // 4).add_(1).sum()
+
         run.count, run.weights_bytes = count, 1_000_000
         run.activations_bytes = int(batch * megabytes * 1e6)
         return run
@@ -62,12 +68,14 @@ def parted(argument):
     def generate():
         for run in (parts["fill"], parts["fill"], parts["rest"]):
             run()
+
     generate.weights_bytes, generate.parts = 2_000_000, parts
     return generate
 
 
 def growing(argument):
     """Parts that take time in proportion to tokens^argument["power"]: a loop, so that processor time follows."""
+
     def on(tokens):
         turns = int(argument["turns"] * tokens ** argument["power"])
 
@@ -76,10 +84,12 @@ def growing(argument):
             for i in range(turns):
                 total += i
             return torch.ones(tokens)
+
         return run
 
     def generate():
         return None
+
     generate.parts = {str(tokens): on(tokens) for tokens in argument["tokens"]}
     return generate
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "iris"))     # where the small CLIP's files are made
+sys.path.insert(0, str(Path(__file__).parents[1] / "iris"))  # where the small CLIP's files are made
 
-SIZE, WIDTH = 32, 16        # pixels a side; width of the text encoder
+SIZE, WIDTH = 32, 16  # pixels a side; width of the text encoder
 
 
 def save_diffusers(folder, seed=0):
@@ -19,18 +19,39 @@ def save_diffusers(folder, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=SIZE // 2, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-            norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=WIDTH)
+            sample_size=SIZE // 2,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+        )
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, norm_num_groups=4, block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=SIZE)
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            norm_num_groups=4,
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            sample_size=SIZE,
+        )
         text = CLIPTextModel(text_config()).eval()
     files = save_tokenizer(folder.parent / f"{folder.name}_tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(files, model_max_length=LENGTH)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
-        requires_safety_checker=False)
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder)
     return folder

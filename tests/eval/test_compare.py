@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from eval.__main__ import main as evaluate
-from eval.bootstrap import jackknife_interval, paired_difference
 from eval.compare import main
-from eval.comparison import column_of, compare_results, pairs, verdict
-from eval.fid import frechet_replicates, jackknife_error
-from eval.results import read_results
+from eval.metrics.bootstrap import jackknife_interval, paired_difference
+from eval.metrics.fid import frechet_replicates, jackknife_error
+from eval.report.comparison import column_of, compare_results, pairs, verdict
+from eval.report.results import read_results
 from iris.data import WORLDS
 from iris.errors import SettingError
 
@@ -50,8 +50,11 @@ def results(drawn):
     """Folders of results: the clean pictures, the noisy ones, and the clean ones in another order."""
     clean, noisy, captions = drawn
     order = np.random.default_rng(1).permutation(N)
-    sets = {"clean": (clean, captions), "noisy": (noisy, captions),
-            "shuffled": (clean[order], [captions[i] for i in order])}
+    sets = {
+        "clean": (clean, captions),
+        "noisy": (noisy, captions),
+        "shuffled": (clean[order], [captions[i] for i in order]),
+    }
     for name, (images, texts) in sets.items():
         np.savez(f"{name}.npz", images=images, captions=np.asarray(texts))
         assert evaluate([f"model={name}.npz", *SETTINGS, f"out={name}"]) == 0
@@ -139,7 +142,7 @@ def test_the_paired_error_is_that_of_repeated_draws():
         apart.append(math.hypot(jackknife_error(first), jackknife_error(second)))
     spread = np.std(values, ddof=1)
     assert 0.75 < np.mean(paired) / spread < 1.33
-    assert np.mean(apart) > 1.5 * spread        # what pairing saves
+    assert np.mean(apart) > 1.5 * spread  # what pairing saves
 
 
 def test_other_captions_do_not_pair_up(results):
@@ -150,11 +153,16 @@ def test_other_captions_do_not_pair_up(results):
     assert by_name["fid/shapes"].value == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("values", "reason"), [
-    ({"judge_sha256": "00"}, "judge_sha256 differs"), ({"judge": "inception"}, "judge differs"),
-    ({"image_size": 64}, "image_size differs: 32 and 64"), ({"n": N + 1}, f"n differs: {N} and {N + 1}"),
-    ({"resize": "other"}, "resize differs"),
-])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"judge_sha256": "00"}, "judge_sha256 differs"),
+        ({"judge": "inception"}, "judge differs"),
+        ({"image_size": 64}, "image_size differs: 32 and 64"),
+        ({"n": N + 1}, f"n differs: {N} and {N + 1}"),
+        ({"resize": "other"}, "resize differs"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(values, reason, results, tmp_path, capsys):
     other = changed(results["clean"], tmp_path / "other", **values)
     with pytest.raises(SettingError, match="nothing of A and B can be compared"):
@@ -182,7 +190,8 @@ def test_the_command_prints_a_table_and_writes_json(results, capsys):
     assert "A better" in said and "clip_score" in said and str(out) in said
     assert stored["differences"]["fid/shapes"]["verdict"] == "A better" and stored["A"]["judge"] == "shapes"
     assert stored["differences"]["fid/shapes"]["value"] == pytest.approx(
-        stored["differences"]["fid/shapes"]["second"] - stored["differences"]["fid/shapes"]["first"])
+        stored["differences"]["fid/shapes"]["second"] - stored["differences"]["fid/shapes"]["first"]
+    )
 
 
 def test_models_are_measured_on_the_spot(results, capsys):
@@ -191,7 +200,8 @@ def test_models_are_measured_on_the_spot(results, capsys):
     assert "B - A" in capsys.readouterr().out
     stored = json.loads(next(Path("eval_results").glob("*-against-*.json")).read_text())
     assert stored["differences"]["fid/shapes"]["value"] == pytest.approx(
-        compared(results["clean"], results["noisy"])[1]["fid/shapes"].value)
+        compared(results["clean"], results["noisy"])[1]["fid/shapes"].value
+    )
 
 
 def test_models_are_timed_in_turn(monkeypatch, capsys):
@@ -213,13 +223,16 @@ def test_models_are_timed_in_turn(monkeypatch, capsys):
     assert "have changed since they were measured" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["clean", "nowhere"], ["model=nowhere", "no such folder"]),
-    (["clean", "noisy", "data=shapes"], ["data=shapes", "A and B are results"]),
-    (["clean", "noisy", "--speed"], ["--speed", "stored images"]),
-    (["clean/results.json", "clean.json"], ["clean.json: no results there"]),
-    (["clean", "junk.json"], ["junk.json: not the results of python -m eval"]),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["clean", "nowhere"], ["model=nowhere", "no such folder"]),
+        (["clean", "noisy", "data=shapes"], ["data=shapes", "A and B are results"]),
+        (["clean", "noisy", "--speed"], ["--speed", "stored images"]),
+        (["clean/results.json", "clean.json"], ["clean.json: no results there"]),
+        (["clean", "junk.json"], ["junk.json: not the results of python -m eval"]),
+    ],
+)
 def test_bad_input_is_named(words, expected, results, capsys):
     Path("junk.json").write_text('{"format": 1}')
     assert main(words) == 2
@@ -227,18 +240,26 @@ def test_bad_input_is_named(words, expected, results, capsys):
     assert all(part in said for part in expected), said
 
 
-@pytest.mark.parametrize("words", [[], ["clean"], ["clean", "noisy", "--confidence", "2"],
-                                   ["clean", "noisy", "--out", "x.csv"]])
+@pytest.mark.parametrize(
+    "words", [[], ["clean"], ["clean", "noisy", "--confidence", "2"], ["clean", "noisy", "--out", "x.csv"]]
+)
 def test_a_command_line_that_cannot_be_read_ends_with_status_2(words, results, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize(("low", "high", "better", "expected"), [
-    (0.1, 0.2, "lower", "A better"), (0.1, 0.2, "higher", "B better"), (-0.2, -0.1, "lower", "B better"),
-    (-0.2, -0.1, "higher", "A better"), (-0.1, 0.2, "lower", "within noise"), (0.0, 0.0, "lower", "equal"),
-    (None, None, "lower", "no interval"),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "better", "expected"),
+    [
+        (0.1, 0.2, "lower", "A better"),
+        (0.1, 0.2, "higher", "B better"),
+        (-0.2, -0.1, "lower", "B better"),
+        (-0.2, -0.1, "higher", "A better"),
+        (-0.1, 0.2, "lower", "within noise"),
+        (0.0, 0.0, "lower", "equal"),
+        (None, None, "lower", "no interval"),
+    ],
+)
 def test_verdicts(low, high, better, expected):
     assert verdict(low, high, better) == expected

@@ -18,34 +18,34 @@ from safetensors.torch import save_file
 from small_diffusers import SIZE, save_diffusers
 
 from eval.__main__ import main
-from eval.command import run as running
-from eval.command.data import DrawnWorld, attributes_of, open_data
-from eval.command.samples import make_samples
-from eval.command.settings import COMPOSER, WHAT, settings_of
 from eval.compare import loader_of
-from eval.features import extract_features
-from eval.fid import frechet_jackknife
-from eval.images import to_float
 from eval.judges import JUDGES, load_judge
-from eval.results import FILES, read_results
+from eval.metrics.features import extract_features
+from eval.metrics.fid import frechet_jackknife
+from eval.metrics.images import to_float
+from eval.report.results import FILES, read_results
+from eval.settings import COMPOSER, WHAT, settings_of
+from eval.stages import run as running
+from eval.stages.data import DrawnWorld, attributes_of, open_data
+from eval.stages.samples import make_samples
 from eval.subjects import SampleSettings, iris_model, open_subject
 from eval.subjects.iris_model import IrisModel
 from iris.data import WORLDS
 from iris.data.settings import KINDS, READY
-from iris.generator import Generator, GeneratorConfig
 from iris.latents import build_latent
+from iris.model import TextToLatent
+from iris.nn.generator import Generator, GeneratorConfig
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
 from iris.text import ClassLabels, CLIPText, Vocabulary, WordEncoder
-from iris.training.tasks import TextToLatent
 
 SHIPPED = Path(__file__).parents[2] / "iris" / "weights" / "shapes"
-N, REAL, FEWER = 32, 128, 16     # of measure=smoke: images, real ones, of other captions
+N, REAL, FEWER = 32, 128, 16  # of measure=smoke: images, real ones, of other captions
 QUICK = ("measure=smoke", "track=none")
 
 
 def sample_settings(**given):
-    return SampleSettings(**{name: None for name in SampleSettings.__dataclass_fields__} | {"batch": 4} | given)
+    return SampleSettings(**dict.fromkeys(SampleSettings.__dataclass_fields__) | {"batch": 4} | given)
 
 
 def opened(place, kind=None, **sample):
@@ -98,7 +98,7 @@ def pictures(made, tmp_path_factory):
 # -- a saved model --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::eval.fid.RankDeficientWarning")
+@pytest.mark.filterwarnings("ignore::eval.metrics.fid.RankDeficientWarning")
 def test_the_numbers_are_those_of_the_parts(ran, made):
     images, captions = made
     found, judge, world = read_results(ran).numbers, load_judge("shapes"), WORLDS["shapes"]
@@ -118,8 +118,16 @@ def test_the_numbers_are_those_of_the_parts(ran, made):
 
 def test_every_number_says_how_it_was_made(ran):
     results = read_results(ran)
-    assert {"fid", "kid", "recall", "clip_score", "accuracy_all", "heldout_accuracy_all", "accuracy_gap_all",
-            "duplicate_share"} <= {name.partition("/")[0] for name in results.numbers}
+    assert {
+        "fid",
+        "kid",
+        "recall",
+        "clip_score",
+        "accuracy_all",
+        "heldout_accuracy_all",
+        "accuracy_gap_all",
+        "duplicate_share",
+    } <= {name.partition("/")[0] for name in results.numbers}
     for name, number in results.numbers.items():
         facts = number.made_with
         assert math.isfinite(number.value) and number.low <= number.value <= number.high, name
@@ -153,7 +161,7 @@ def test_mlflow_has_the_numbers_the_settings_and_the_files(ran):
 
     client = MlflowClient(tracking_uri=f"sqlite:///{Path('store.db').resolve()}")
     experiment = client.get_experiment_by_name("evaluation")
-    run, = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([experiment.experiment_id])
     fid = read_results(ran).numbers["fid/shapes"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["fid/shapes"] == pytest.approx(fid.value)
@@ -177,7 +185,7 @@ def test_other_sampling_makes_other_images_in_another_folder(ran):
     words = [f"model={SHIPPED}", *QUICK, "sample.steps=1", "sample.guidance=1", "measure.what=quality"]
     before = set(Path("eval_results").glob("*"))
     assert main(words) == 0
-    place, = set(Path("eval_results").glob("*")) - before
+    (place,) = set(Path("eval_results").glob("*")) - before
     assert place.name.startswith("shapes-shapes-")
     found = read_results(place)
     assert found.model["nfe"] == 1 and found.numbers["fid/shapes"].value > numbers_of(ran)["fid/shapes"]
@@ -203,7 +211,7 @@ def test_images_go_on_where_they_were_stopped(tmp_path):
     made = make_samples(subject, captions, 10, 0, tmp_path, lambda done, total: None)
     assert calls == [0, 4, 8, 8] and not made.cached
     whole = opened(SHIPPED, steps=1, batch=10).generate(captions, 0, 0)
-    assert int((torch.as_tensor(made.images).int() - whole.int()).abs().max()) <= 1     # batch sizes round differently
+    assert int((torch.as_tensor(made.images).int() - whole.int()).abs().max()) <= 1  # batch sizes round differently
     again = make_samples(subject, captions, 10, 0, tmp_path, lambda done, total: None)
     assert again.cached and again.sha256 == made.sha256 and np.array_equal(again.images, made.images)
 
@@ -252,8 +260,14 @@ def test_what_is_not_possible_is_left_out_with_the_reason(pictures, tmp_path, ca
         Image.open(pictures / f"{i:03d}.png").save(tmp_path / f"{i}.jpg")
     assert main([f"model={tmp_path}", *QUICK, "measure.samples=null", "out=bare"]) == 0
     results = read_results("bare")
-    assert {name.partition("/")[0] for name in results.numbers} == {"fid", "kid", "precision", "recall", "density",
-                                                                    "coverage"}
+    assert {name.partition("/")[0] for name in results.numbers} == {
+        "fid",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
     assert set(results.not_measured) == {"alignment", "skills", "duplicates"}
     assert "have no captions" in results.not_measured["alignment"]
     assert "stored with loss" in results.notes[0] and "no alignment: " in capsys.readouterr().out
@@ -264,8 +278,17 @@ def test_any_clip_scores_free_captions(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 40, 56, 3), np.uint8)
     captions = [f"a photo of dog number {i}" for i in range(12)]
     np.savez("dogs.npz", images=images, captions=np.asarray(captions))
-    words = ["model=dogs.npz", *QUICK, "measure.samples=null", "data=folder", f"data.path={tmp_path}", "data.size=40",
-             "judge=clip", f"judge.weights={judge}", "judge.prefix='A photo depicts '"]
+    words = [
+        "model=dogs.npz",
+        *QUICK,
+        "measure.samples=null",
+        "data=folder",
+        f"data.path={tmp_path}",
+        "data.size=40",
+        "judge=clip",
+        f"judge.weights={judge}",
+        "judge.prefix='A photo depicts '",
+    ]
     Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a dog\n1.png,two dogs\n")
@@ -284,6 +307,7 @@ def test_any_clip_scores_free_captions(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """No socket connects and no name is looked up."""
+
     def refuse(*_, **__):
         raise AssertionError("the network was asked")
 
@@ -291,14 +315,24 @@ def offline(monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", refuse)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.fid.RankDeficientWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.metrics.fid.RankDeficientWarning"
+)
 def test_judge_inception_measures_images_that_are_there(made, tmp_path, offline):
     """From the archive's file to the report, by weights of the published form with other values."""
     images, captions = (part[:12] for part in made)
     np.savez("twelve.npz", images=images.numpy(), captions=np.asarray(captions))
     weights = inception_archive(tmp_path / "inception-2015-12-05.pt")
-    words = ["model=twelve.npz", *QUICK, "measure.samples=null", "measure.what=quality", "measure.reference=16",
-             "judge=inception", f"judge.weights={weights}", "out=inception"]
+    words = [
+        "model=twelve.npz",
+        *QUICK,
+        "measure.samples=null",
+        "measure.what=quality",
+        "measure.reference=16",
+        "judge=inception",
+        f"judge.weights={weights}",
+        "out=inception",
+    ]
     assert main(words) == 0
     results, judge = read_results("inception"), load_judge("inception", weights=str(weights))
     real = extract_features(judge, WORLDS["shapes"].draw("validation", 16, 0).images)
@@ -321,8 +355,20 @@ def test_judge_clip_vit_b32_scores_images_that_are_there(made, tmp_path, offline
     network = clip_network(open_clip.get_model_config("ViT-B-32-quickgelu"))
     weights = openai_archive(network, tmp_path / "ViT-B-32.pt")
     try:
-        assert main(["model=eight.npz", *QUICK, "measure.samples=null", "measure.what=alignment", "judge=clip_vit_b32",
-                     f"judge.weights={weights}", "out=clip"]) == 0
+        assert (
+            main(
+                [
+                    "model=eight.npz",
+                    *QUICK,
+                    "measure.samples=null",
+                    "measure.what=alignment",
+                    "judge=clip_vit_b32",
+                    f"judge.weights={weights}",
+                    "out=clip",
+                ]
+            )
+            == 0
+        )
         judge = load_judge("clip_vit_b32", weights=str(weights))
     finally:
         weights.unlink()
@@ -332,14 +378,26 @@ def test_judge_clip_vit_b32_scores_images_that_are_there(made, tmp_path, offline
     assert number.value == pytest.approx(float(torch.stack(prompts).mean()), abs=1e-3)
     assert (number.n, number.made_with["judge_sha256"]) == (8, judge.sha256)
     with open("clip/per_image.csv", newline="") as file:
-        assert [100 * max(0.0, float(row["cosine"])) for row in csv.DictReader(file)] == pytest.approx(cosines.tolist(), abs=1e-3)
+        assert [100 * max(0.0, float(row["cosine"])) for row in csv.DictReader(file)] == pytest.approx(
+            cosines.tolist(), abs=1e-3
+        )
 
 
 # -- what images are made anew for ----------------------------------------------------------------------------------
 
 
-SHAPE = {"channels": 12, "text_width": 16, "dim": 16, "heads": 2, "prelude": 1, "core": 1, "coda": 1, "iterations": 1,
-         "ffn_ratio": 2.0, "mixer": "identity"}
+SHAPE = {
+    "channels": 12,
+    "text_width": 16,
+    "dim": 16,
+    "heads": 2,
+    "prelude": 1,
+    "core": 1,
+    "coda": 1,
+    "iterations": 1,
+    "ffn_ratio": 2.0,
+    "mixer": "identity",
+}
 
 
 @pytest.fixture
@@ -354,9 +412,14 @@ def parts(tmp_path, monkeypatch):
         save_clip(tmp_path / "clip", seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-                          down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                          ).save_pretrained(tmp_path / "vae")
+            AutoencoderKL(
+                block_out_channels=(8, 8),
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+            ).save_pretrained(tmp_path / "vae")
 
     save(0)
     text, latent = CLIPText(str(tmp_path / "clip")), build_latent("pretrained", source=str(tmp_path / "vae"))
@@ -375,7 +438,7 @@ def test_parts_that_lie_elsewhere_count_by_what_they_are(parts, tmp_path):
 
     first, made = images("model")
     assert images("model")[1].cached
-    for part in ("clip", "vae"):            # where they lie does not count
+    for part in ("clip", "vae"):  # where they lie does not count
         shutil.copytree(tmp_path / part, tmp_path / f"moved {part}")
     config = (tmp_path / "model" / "config.json").read_text()
     save_clip(tmp_path / "clip", seed=1)
@@ -397,7 +460,7 @@ def test_another_sampler_in_the_code_makes_images_anew(tmp_path, monkeypatch):
     fingerprint = opened(SHIPPED).fingerprint
     assert not made().cached and made().cached
     monkeypatch.setattr(iris_model, "_package_digest", lambda: "other sources")
-    assert not made().cached and opened(SHIPPED).fingerprint == fingerprint      # the model's files are the same
+    assert not made().cached and opened(SHIPPED).fingerprint == fingerprint  # the model's files are the same
 
 
 def test_pixels_of_a_broken_decoder_are_not_measured(tmp_path, capsys):
@@ -415,7 +478,9 @@ def test_pixels_of_a_broken_decoder_are_not_measured(tmp_path, capsys):
         assert main(words) == 2
         said = capsys.readouterr().err
         assert f"model={tmp_path / str(value)}: the decoder gave values that are not finite in float32" in said
-        assert read_results(tmp_path / "out").numbers == {} and not list(Path().rglob("runs/eval/samples/nan-*/about.json"))
+        assert read_results(tmp_path / "out").numbers == {} and not list(
+            Path().rglob("runs/eval/samples/nan-*/about.json")
+        )
 
 
 # -- diffusers ------------------------------------------------------------------------------------------------------
@@ -427,13 +492,26 @@ def diffusers(tmp_path_factory):
 
 
 def test_a_diffusers_pipeline_is_measured(diffusers):
-    words = [f"model={diffusers}", *QUICK, "measure.what=quality,alignment", "measure.samples=10", "sample.steps=2",
-             "sample.batch=5", "out=diffusers"]
+    words = [
+        f"model={diffusers}",
+        *QUICK,
+        "measure.what=quality,alignment",
+        "measure.samples=10",
+        "sample.steps=2",
+        "sample.batch=5",
+        "out=diffusers",
+    ]
     assert main(words) == 0
     results = read_results("diffusers")
     assert results.model["kind"] == "diffusers" and results.model["size"] == [SIZE, SIZE] and results.model["nfe"] == 4
-    assert results.model["sampling"] == {"pipeline": "StableDiffusionPipeline", "scheduler": "DDIMScheduler",
-                                         "steps": 2, "guidance": 7.5, "height": SIZE, "width": SIZE}
+    assert results.model["sampling"] == {
+        "pipeline": "StableDiffusionPipeline",
+        "scheduler": "DDIMScheduler",
+        "steps": 2,
+        "guidance": 7.5,
+        "height": SIZE,
+        "width": SIZE,
+    }
     assert set(results.model["parameters"]) == {"unet", "vae", "text_encoder"}
     assert results.numbers["fid/shapes"].n == 10 and results.numbers["fid/shapes"].made_with["sampling"]["steps"] == 2
 
@@ -442,7 +520,7 @@ def test_its_images_depend_on_seed_and_number_alone(diffusers):
     captions = [f"a red circle {i}" for i in range(6)]
     whole = opened(diffusers, steps=1).generate(captions, 0, 0)
     part = opened(diffusers, steps=1, batch=2).generate(captions[3:], 0, 3)
-    assert int((whole[3:].int() - part.int()).abs().max()) <= 1     # batch sizes round differently
+    assert int((whole[3:].int() - part.int()).abs().max()) <= 1  # batch sizes round differently
     other = opened(diffusers, steps=1).generate(captions, 1, 0)
     assert float((whole.float() - other.float()).abs().mean()) > 1
 
@@ -463,8 +541,13 @@ def test_its_networks_are_its_parts(diffusers):
 def test_latency_memory_and_caps_of_a_model():
     assert main([f"model={SHIPPED}", *QUICK, "measure.what=latency,memory,caps", "sample.steps=1", "out=speed"]) == 0
     results = read_results("speed")
-    assert {"latency_ms/batch_1", "latency_ms/batch_1/generator", "peak_memory_mb", "weights_mb/decoder",
-            "activations_mb"} <= set(results.numbers)
+    assert {
+        "latency_ms/batch_1",
+        "latency_ms/batch_1/generator",
+        "peak_memory_mb",
+        "weights_mb/decoder",
+        "activations_mb",
+    } <= set(results.numbers)
     latency = results.numbers["latency_ms/batch_1"]
     assert latency.low <= latency.value <= latency.high and latency.n == 2 and latency.made_with["threads"] == 1
     size = sum(file.stat().st_size for file in SHIPPED.glob("*.safetensors")) / 1e6
@@ -500,16 +583,25 @@ def test_a_folder_of_real_images_is_a_reference(made, pictures):
     settings = settings_of([f"model={SHIPPED}", "data=folder", f"data.path={pictures}", "data.validation=20"])
     data = open_data(settings.data, 32)
     assert not isinstance(data, DrawnWorld)
-    rows = [part for part in data.rows("validation")]
+    rows = list(data.rows("validation"))
     assert sum(len(part.captions) for part in rows) == 20 and rows[0].images.shape[1:] == (32, 32, 3)
-    words = [f"model={SHIPPED}", *QUICK, "data=folder", f"data.path={pictures}", "data.validation=20",
-             "measure.what=quality,duplicates", "measure.samples=12", "measure.reference=null",
-             "measure.duplicates.training=null", "out=folder"]
+    words = [
+        f"model={SHIPPED}",
+        *QUICK,
+        "data=folder",
+        f"data.path={pictures}",
+        "data.validation=20",
+        "measure.what=quality,duplicates",
+        "measure.samples=12",
+        "measure.reference=null",
+        "measure.duplicates.training=null",
+        "out=folder",
+    ]
     assert main(words) == 0
     results = read_results("folder")
     assert results.numbers["fid/shapes"].reference_n == 20
     assert (results.details["duplicates"]["training_n"], results.details["duplicates"]["heldout_n"]) == (N - 20, 20)
-    assert main(words) == 0         # the number of rows and the features are found again
+    assert main(words) == 0  # the number of rows and the features are found again
     assert numbers_of("folder") == {name: number.value for name, number in results.numbers.items()}
 
 
@@ -560,63 +652,98 @@ def bad(tmp_path_factory):
 MODEL = f"model={SHIPPED}"
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    ([], ["model is missing"]),
-    (["model=nowhere"], ["model=nowhere", "no such folder or array file"]),
-    (["model=owner/name"], ["kind=iris or kind=diffusers"]),
-    (["model=owner/name", "kind=diffusers"], ["model=owner/name", "neither a folder nor a pipeline"]),
-    (["model={bad}/empty"], ["expected a saved model (config.json)"]),
-    (["model={bad}/none"], ["no images in the folder"]),
-    (["model={bad}/one", "measure.what=quality"], ["quality is not possible", "at least 8 images are needed", "has 1"]),
-    (["model={bad}/sizes"], ["the images differ in size", "9 of 32x32, 1 of 32x40"]),
-    (["model={bad}/grey"], ["0.png has the colour mode L", "RGB"]),
-    (["model={bad}/few"], ["captions.txt has 9 lines for 10 images"]),
-    (["model={bad}/lacking"], ["captions: metadata.jsonl has none for 2 of 10 images: 8.png, 9.png"]),
-    (["model={bad}/missing"], ["names 1 images that are not there: 99.png"]),
-    (["model={bad}/columns"], ["row 1: file_name and text are needed", "name, caption"]),
-    (["model={bad}/broken"], ["3.png", "not a picture"]),
-    (["model={bad}/wide", "measure.what=quality"], ["48x32 pixels and the real ones 32x32", "data.size"]),
-    (["model={bad}/large", "data.size=32", "measure.what=quality"], ["64x64 pixels and the real ones 32x32"]),
-    (["model={bad}/nan.npy"], ["1 of 10 hold pixels that are not finite", "number 4"]),
-    (["model={bad}/range.npy"], ["must lie in [-1, 1]"]),
-    (["model={bad}/pickled.npz"], ["cannot be read as an array"]),
-    (["model={bad}/pipeline"], ["model.safetensors is missing"]),
-    (["model={bad}/sd"], ["not a pipeline that diffusers can load"]),
-    (["model={bad}/grey", "kind=iris"], ["config.json is missing"]),
-    ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, diffusers, images"]),
-    ([MODEL, "judge=oracle"], ["judge='oracle'", "clip_vit_b32"]),
-    ([MODEL, "judge=inception", "judge.weights={bad}/no.pt"], ["judge.weights", "is no file"]),
-    ([MODEL, "judge=inception", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
-    ([MODEL, "judge=clip_vit_b32", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
-    ([MODEL, "judge.model=ViT-B-32"], ["judge shapes takes no judge.model"]),
-    ([MODEL, "data=shapes2", "data.split=test"], ["data.split='test'", "train, validation, heldout, all"]),
-    ([MODEL, "data=folder"], ["data.path is needed"]),
-    ([MODEL, "sample.height=64"], ["sample.height means nothing for kind=iris", "sample.steps"]),
-    ([MODEL, "sample.sampler=ddim"], ["sample.sampler='ddim'", "euler"]),
-    ([MODEL, "measure.what=fid"], ["measure.what='fid'", "quality, alignment"]),
-    ([MODEL, "measure.what=[]"], ["measure.what is empty"]),
-    ([MODEL, "measure.quality.metrics=is"], ["measure.quality.metrics='is'", "fid_infinity"]),
-    ([MODEL, "measure.samples=4", "measure.what=quality"], ["quality is not possible", "at least 8 images", "has 4"]),
-    ([MODEL, "measure.reference=4", "measure.what=quality"], ["quality is not possible: reference: at least 8 images",
-                                                              "got 4", "measure.reference=4"]),
-    ([MODEL, "measure.quality.neighbours=40", "measure.samples=32", "measure.what=quality"],
-     ["quality is not possible", "too few for neighbours=40"]),
-    ([MODEL, "measure.quality.density_neighbours=64", "measure.reference=64", "measure.what=quality"],
-     ["density_neighbours=64 needs at least 65 samples, got 64"]),
-    (["model={bad}/captioned", "data=folder", "data.path={bad}/captioned", "data.validation=4", "measure.what=quality"],
-     ["at least 8 images are needed for all metrics, got 4", "split validation of data folder"]),
-    ([MODEL, "data=folder", "data.path={bad}/captioned", "data.validation=1", "data.split=train", "measure.samples=4",
-      "measure.what=duplicates"], ["at least 2 unseen real images are needed", "gives 1"]),
-    ([MODEL, "measure.duplicates.quantile=0.01", "measure.duplicates.heldout=64", "measure.what=duplicates"],
-     ["at least 100 unseen real images are needed, measure.duplicates.heldout=64", "gives 64"]),
-    ([MODEL, "measure.latency.batches=[0]"], ["measure.latency.batches=[0]", "above 0"]),
-    ([MODEL, "measure.caps.method=cgroup"], ["measure.caps.group=None", "measure.caps.method=cgroup"]),
-    ([MODEL, "device=cuda"], ["device=cuda", "none on this machine"]),
-    ([MODEL, "track=ftp://host"], ["track=ftp://host", "scheme 'ftp' is unknown"]),
-    ([MODEL, "out={bad}/grey"], ["holds other files than results"]),
-    ([MODEL, "stepz=3"], ["stepz is not a setting"]),
-    ([MODEL, "--verbose"], ["--verbose is no option"]),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["model is missing"]),
+        (["model=nowhere"], ["model=nowhere", "no such folder or array file"]),
+        (["model=owner/name"], ["kind=iris or kind=diffusers"]),
+        (["model=owner/name", "kind=diffusers"], ["model=owner/name", "neither a folder nor a pipeline"]),
+        (["model={bad}/empty"], ["expected a saved model (config.json)"]),
+        (["model={bad}/none"], ["no images in the folder"]),
+        (
+            ["model={bad}/one", "measure.what=quality"],
+            ["quality is not possible", "at least 8 images are needed", "has 1"],
+        ),
+        (["model={bad}/sizes"], ["the images differ in size", "9 of 32x32, 1 of 32x40"]),
+        (["model={bad}/grey"], ["0.png has the colour mode L", "RGB"]),
+        (["model={bad}/few"], ["captions.txt has 9 lines for 10 images"]),
+        (["model={bad}/lacking"], ["captions: metadata.jsonl has none for 2 of 10 images: 8.png, 9.png"]),
+        (["model={bad}/missing"], ["names 1 images that are not there: 99.png"]),
+        (["model={bad}/columns"], ["row 1: file_name and text are needed", "name, caption"]),
+        (["model={bad}/broken"], ["3.png", "not a picture"]),
+        (["model={bad}/wide", "measure.what=quality"], ["48x32 pixels and the real ones 32x32", "data.size"]),
+        (["model={bad}/large", "data.size=32", "measure.what=quality"], ["64x64 pixels and the real ones 32x32"]),
+        (["model={bad}/nan.npy"], ["1 of 10 hold pixels that are not finite", "number 4"]),
+        (["model={bad}/range.npy"], ["must lie in [-1, 1]"]),
+        (["model={bad}/pickled.npz"], ["cannot be read as an array"]),
+        (["model={bad}/pipeline"], ["model.safetensors is missing"]),
+        (["model={bad}/sd"], ["not a pipeline that diffusers can load"]),
+        (["model={bad}/grey", "kind=iris"], ["config.json is missing"]),
+        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, diffusers, images"]),
+        ([MODEL, "judge=oracle"], ["judge='oracle'", "clip_vit_b32"]),
+        ([MODEL, "judge=inception", "judge.weights={bad}/no.pt"], ["judge.weights", "is no file"]),
+        ([MODEL, "judge=inception", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
+        ([MODEL, "judge=clip_vit_b32", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
+        ([MODEL, "judge.model=ViT-B-32"], ["judge shapes takes no judge.model"]),
+        ([MODEL, "data=shapes2", "data.split=test"], ["data.split='test'", "train, validation, heldout, all"]),
+        ([MODEL, "data=folder"], ["data.path is needed"]),
+        ([MODEL, "sample.height=64"], ["sample.height means nothing for kind=iris", "sample.steps"]),
+        ([MODEL, "sample.sampler=ddim"], ["sample.sampler='ddim'", "euler"]),
+        ([MODEL, "measure.what=fid"], ["measure.what='fid'", "quality, alignment"]),
+        ([MODEL, "measure.what=[]"], ["measure.what is empty"]),
+        ([MODEL, "measure.quality.metrics=is"], ["measure.quality.metrics='is'", "fid_infinity"]),
+        (
+            [MODEL, "measure.samples=4", "measure.what=quality"],
+            ["quality is not possible", "at least 8 images", "has 4"],
+        ),
+        (
+            [MODEL, "measure.reference=4", "measure.what=quality"],
+            ["quality is not possible: reference: at least 8 images", "got 4", "measure.reference=4"],
+        ),
+        (
+            [MODEL, "measure.quality.neighbours=40", "measure.samples=32", "measure.what=quality"],
+            ["quality is not possible", "too few for neighbours=40"],
+        ),
+        (
+            [MODEL, "measure.quality.density_neighbours=64", "measure.reference=64", "measure.what=quality"],
+            ["density_neighbours=64 needs at least 65 samples, got 64"],
+        ),
+        (
+            [
+                "model={bad}/captioned",
+                "data=folder",
+                "data.path={bad}/captioned",
+                "data.validation=4",
+                "measure.what=quality",
+            ],
+            ["at least 8 images are needed for all metrics, got 4", "split validation of data folder"],
+        ),
+        (
+            [
+                MODEL,
+                "data=folder",
+                "data.path={bad}/captioned",
+                "data.validation=1",
+                "data.split=train",
+                "measure.samples=4",
+                "measure.what=duplicates",
+            ],
+            ["at least 2 unseen real images are needed", "gives 1"],
+        ),
+        (
+            [MODEL, "measure.duplicates.quantile=0.01", "measure.duplicates.heldout=64", "measure.what=duplicates"],
+            ["at least 100 unseen real images are needed, measure.duplicates.heldout=64", "gives 64"],
+        ),
+        ([MODEL, "measure.latency.batches=[0]"], ["measure.latency.batches=[0]", "above 0"]),
+        ([MODEL, "measure.caps.method=cgroup"], ["measure.caps.group=None", "measure.caps.method=cgroup"]),
+        ([MODEL, "device=cuda"], ["device=cuda", "none on this machine"]),
+        ([MODEL, "track=ftp://host"], ["track=ftp://host", "scheme 'ftp' is unknown"]),
+        ([MODEL, "out={bad}/grey"], ["holds other files than results"]),
+        ([MODEL, "stepz=3"], ["stepz is not a setting"]),
+        ([MODEL, "--verbose"], ["--verbose is no option"]),
+    ],
+)
 def test_bad_input_is_named_and_nothing_is_computed(words, expected, bad, tmp_path, monkeypatch, capsys):
     if "device=cuda" in words and torch.cuda.is_available():
         pytest.skip("there is one")
@@ -665,8 +792,18 @@ def test_more_than_is_stored_and_runs_of_stored_images_are_refused(pictures, cap
 
 
 def test_a_caption_that_the_model_cannot_read_stops_it_before_any_image(capsys, tmp_path):
-    shape = {"channels": 12, "text_width": 8, "dim": 16, "heads": 2, "prelude": 1, "core": 1, "coda": 1,
-             "iterations": 1, "ffn_ratio": 2.0, "mixer": "identity"}
+    shape = {
+        "channels": 12,
+        "text_width": 8,
+        "dim": 16,
+        "heads": 2,
+        "prelude": 1,
+        "core": 1,
+        "coda": 1,
+        "iterations": 1,
+        "ffn_ratio": 2.0,
+        "mixer": "identity",
+    }
     model = initialise(TextToLatent(ClassLabels(["cat", "dog"], 8), Generator(GeneratorConfig(**shape))), 0)
     IrisPipeline(model, build_latent("haar", levels=1), "haar", {"levels": 1}, 32).save(tmp_path / "classes")
     assert main([f"model={tmp_path / 'classes'}", *QUICK, "out=classes"]) == 2
@@ -674,8 +811,14 @@ def test_a_caption_that_the_model_cannot_read_stops_it_before_any_image(capsys, 
     classes = opened(tmp_path / "classes")
     classes.check(["dog", "cat"])
     # results without rows, of speed alone, are timed again on a caption that the model can read
-    about = {"path": str(tmp_path / "classes"), "kind": "iris", "dtype": "float32", "device": "cpu", "stored_images": None,
-             "fingerprint": classes.fingerprint}
+    about = {
+        "path": str(tmp_path / "classes"),
+        "kind": "iris",
+        "dtype": "float32",
+        "device": "cpu",
+        "stored_images": None,
+        "fingerprint": classes.fingerprint,
+    }
     sample = {f"sample.{name}": value for name, value in vars(sample_settings()).items()}
     loader = loader_of(SimpleNamespace(model=about, settings=sample, per_image=[]))
     assert loader.argument["caption"] == "cat" and opened(SHIPPED).example() == "a picture"

@@ -1,6 +1,6 @@
 import pytest
 
-from eval.caps import CapResult
+from eval.speed.caps import CapResult
 from eval.targets import check, published, targets
 
 
@@ -10,8 +10,13 @@ def verdicts(metrics, **kwargs):
 
 def test_memory_is_judged_in_half_precision():
     metrics = {"weights_mb": 1000.0, "activations_mb": 99.0, "nfe": 4, "latency_ms": 12.0}
-    assert verdicts(metrics) == {"memory": "pass", "ram_3gb": "needs the device", "ram_4gb": "needs the device",
-                                 "nfe": "pass", "latency": "needs the device"}
+    assert verdicts(metrics) == {
+        "memory": "pass",
+        "ram_3gb": "needs the device",
+        "ram_4gb": "needs the device",
+        "nfe": "pass",
+        "latency": "needs the device",
+    }
     assert verdicts(metrics, dtype="float16")["memory"] == "fail"
     assert verdicts({**metrics, "activations_mb": 101.0})["memory"] == "fail"
     (memory,) = [r for r in check(metrics) if r.name == "memory"]
@@ -34,7 +39,12 @@ def test_caps_speak_against_a_model_and_are_named():
     assert "under a cap of 3000 MB" in results["ram_3gb"].why and "shows only there" in results["ram_3gb"].why
     needs_more = [row(600, "process", False), row(600, "above import", False), row(3000, "process", False), CONTROL]
     assert verdicts(SMALL, dtype="float16", caps=needs_more) == {
-        "memory": "fail", "ram_3gb": "fail", "ram_4gb": "needs the device", "nfe": "pass", "latency": "needs the device"}
+        "memory": "fail",
+        "ram_3gb": "fail",
+        "ram_4gb": "needs the device",
+        "nfe": "pass",
+        "latency": "needs the device",
+    }
     assert verdicts({}, dtype="float16", caps=needs_more)["ram_3gb"] == "fail"
 
 
@@ -51,8 +61,10 @@ def test_caps_say_nothing_of_another_dtype_nor_without_a_control():
     assert verdicts(SMALL, dtype="float16", caps=fails) == verdicts(SMALL, dtype="float16")
     held = row(200, "control", True)
     assert verdicts(SMALL, dtype="float16", caps=[*fails, held]) == verdicts(SMALL, dtype="float16")
-    assert verdicts(SMALL | {"weights_mb": 700.0}, dtype="float16", caps=[row(600, "process", True), CONTROL])[
-        "memory"] == "fail"
+    assert (
+        verdicts(SMALL | {"weights_mb": 700.0}, dtype="float16", caps=[row(600, "process", True), CONTROL])["memory"]
+        == "fail"
+    )
 
 
 def test_guidance_at_four_steps_is_too_many_evaluations():
@@ -60,9 +72,13 @@ def test_guidance_at_four_steps_is_too_many_evaluations():
 
 
 def test_what_was_not_measured_is_not_passed():
-    assert verdicts({"weights_mb": None}) == {"memory": "not measured", "ram_3gb": "not measured",
-                                              "ram_4gb": "not measured", "nfe": "not measured",
-                                              "latency": "needs the device"}
+    assert verdicts({"weights_mb": None}) == {
+        "memory": "not measured",
+        "ram_3gb": "not measured",
+        "ram_4gb": "not measured",
+        "nfe": "not measured",
+        "latency": "needs the device",
+    }
     assert verdicts({"weights_mb": 7000.0, "activations_mb": 0.0})["ram_3gb"] == "fail"
     with pytest.raises(ValueError, match="int4"):
         check({}, dtype="int4")
@@ -71,7 +87,16 @@ def test_what_was_not_measured_is_not_passed():
 def test_file_is_complete():
     assert targets() == {"memory_mb": 600, "nfe": 4, "ram_gb": [3, 4]}
     systems = " ".join(figure.system for figure in published())
-    for name in ("SnapGen", "MobileDiffusion", "SnapFusion", "BK-SDM", "SDXL (Apple)", "Qualcomm", "Xiaomi", "SD-Turbo"):
+    for name in (
+        "SnapGen",
+        "MobileDiffusion",
+        "SnapFusion",
+        "BK-SDM",
+        "SDXL (Apple)",
+        "Qualcomm",
+        "Xiaomi",
+        "SD-Turbo",
+    ):
         assert name in systems
     assert len({tuple(vars(figure).values()) for figure in published()}) == len(published())
     for figure in published():

@@ -22,10 +22,17 @@ from torch import Tensor, nn
 from iris.errors import SettingError
 from iris.latents import LATENTS, build_latent
 from iris.latents.base import Latent
-from iris.mixers import MIXERS, MixerOptions, build_mixer, option_groups
+from iris.nn.mixers import MIXERS, MixerOptions, build_mixer, option_groups
 from iris.randomness import initialise
 from iris.text import (
-    TEXT_ENCODERS, ClassLabels, CLIPText, EmbeddedText, TextEncoder, Vocabulary, WordEncoder, embed_captions,
+    TEXT_ENCODERS,
+    ClassLabels,
+    CLIPText,
+    EmbeddedText,
+    TextEncoder,
+    Vocabulary,
+    WordEncoder,
+    embed_captions,
 )
 
 # (test, case): why it fails. Each is an expected failure; one that passes fails the suite.
@@ -45,8 +52,14 @@ MIXER_NUMBERS: dict[str, tuple[Any, ...]] = {"fourier.modes": (2,), "fourier.shr
 # Options that compute the same function in another way: the output must not change.
 SAME_FUNCTION = {"spatial.form"}
 
-SUBSETS = ("grfm[fourier,recurrence]", "grfm[fourier,spatial]", "grfm[recurrence,spatial]",
-           "grfm[fourier]", "grfm[recurrence]", "grfm[spatial]")
+SUBSETS = (
+    "grfm[fourier,recurrence]",
+    "grfm[fourier,spatial]",
+    "grfm[recurrence,spatial]",
+    "grfm[fourier]",
+    "grfm[recurrence]",
+    "grfm[spatial]",
+)
 ROWS_ALONE = (("recurrence.scan", "raster2"), ("recurrence.reset", "row"))
 
 
@@ -87,8 +100,13 @@ def mixer_cases(outside: list[str]) -> list[MixerCase]:
 
 
 def _varied(name: str, groups: list[str] | tuple[str, ...]) -> list[MixerCase]:
-    return [MixerCase(name, ((option, value),)) for group in groups for option, default in mixer_options(group).items()
-            for value in mixer_option_values(option) if value != default]
+    return [
+        MixerCase(name, ((option, value),))
+        for group in groups
+        for option, default in mixer_options(group).items()
+        for value in mixer_option_values(option)
+        if value != default
+    ]
 
 
 def mixer_options(group: str) -> dict[str, Any]:
@@ -131,33 +149,57 @@ def may_see(case: MixerCase, reach: int | None, h: int, w: int) -> Tensor:
 
 # Options that keep a latent small, and numbers to vary; values of options that are choices are found by themselves.
 LATENT_SMALL: dict[str, dict[str, Any]] = {
-    "wavelet_vae": {"width": 8, "channels": 4}, "conv_vae": {"width": 8, "channels": 4},
+    "wavelet_vae": {"width": 8, "channels": 4},
+    "conv_vae": {"width": 8, "channels": 4},
 }
 LATENT_NUMBERS: dict[str, tuple[dict[str, Any], ...]] = {
-    "pixel": ({"patch": 1}, {"patch": 2}), "haar": ({"levels": 1},),
-    "wavelet_vae": ({"levels": 2, "stages": 0}, {"stages": 2}), "conv_vae": ({"levels": 2},),
+    "pixel": ({"patch": 1}, {"patch": 2}),
+    "haar": ({"levels": 1},),
+    "wavelet_vae": ({"levels": 2, "stages": 0}, {"stages": 2}),
+    "conv_vae": ({"levels": 2},),
 }
 
 
 def autoencoder_kl(folder: Path) -> str:
     return _save_autoencoder(
-        folder, "AutoencoderKL", block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)
+        folder,
+        "AutoencoderKL",
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
 
 
 def autoencoder_tiny(folder: Path) -> str:
     return _save_autoencoder(
-        folder, "AutoencoderTiny", encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4)
+        folder,
+        "AutoencoderTiny",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    )
 
 
 def autoencoder_dc(folder: Path) -> str:
     blocks = ("ResBlock", "EfficientViTBlock")
     return _save_autoencoder(
-        folder, "AutoencoderDC", latent_channels=4, attention_head_dim=4, encoder_block_types=blocks,
-        decoder_block_types=blocks, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()))
+        folder,
+        "AutoencoderDC",
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+    )
 
 
 def _save_autoencoder(folder: Path, kind: str, **config: Any) -> str:
@@ -172,7 +214,7 @@ def _save_autoencoder(folder: Path, kind: str, **config: Any) -> str:
 
 # Options that must be given; a value that is a function writes the files it stands for and returns where they are.
 LATENT_NEEDS: dict[str, tuple[dict[str, Any], ...]] = {
-    "pretrained": ({"source": autoencoder_kl}, {"source": autoencoder_tiny}, {"source": autoencoder_dc}),
+    "pretrained": ({"source": autoencoder_kl}, {"source": autoencoder_tiny}, {"source": autoencoder_dc})
 }
 
 
@@ -184,8 +226,11 @@ class LatentCase:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        shown = [f"{option}={getattr(value, '__name__', value)}" for option, value in self.options
-                 if LATENT_SMALL.get(self.name, {}).get(option) != value]
+        shown = [
+            f"{option}={getattr(value, '__name__', value)}"
+            for option, value in self.options
+            if LATENT_SMALL.get(self.name, {}).get(option) != value
+        ]
         return "+".join([self.name, *shown])
 
     def make(self, folder: Path, seed: int = 0) -> Latent:
@@ -194,8 +239,10 @@ class LatentCase:
         try:
             return drawn(build_latent(self.name, **options), seed)
         except (TypeError, SettingError) as error:
-            pytest.fail(f"latent {self.name} cannot be made with {options} ({error}): "
-                        f"say in LATENT_NEEDS of {__file__} which options it needs")
+            pytest.fail(
+                f"latent {self.name} cannot be made with {options} ({error}): "
+                f"say in LATENT_NEEDS of {__file__} which options it needs"
+            )
 
 
 def latent_cases() -> list[LatentCase]:
@@ -250,8 +297,10 @@ class TextCase:
         try:
             return drawn(maker(folder) if maker else TEXT_ENCODERS[self.name](), seed)
         except TypeError as error:
-            pytest.fail(f"text encoder {self.name} cannot be made ({error}): "
-                        f"add a function that makes a small one to TEXTS of {__file__}")
+            pytest.fail(
+                f"text encoder {self.name} cannot be made ({error}): "
+                f"add a function that makes a small one to TEXTS of {__file__}"
+            )
 
 
 def text_cases() -> list[TextCase]:
@@ -259,6 +308,7 @@ def text_cases() -> list[TextCase]:
 
 
 # Shared
+
 
 def drawn(module: nn.Module, seed: int) -> nn.Module:
     """``module`` with weights drawn from ``seed``, those among them that start at zero, as last layers of residual
@@ -318,5 +368,7 @@ def exported(module: nn.Module, x: Tensor) -> Callable[..., Any]:
 def expected_failures(test: str, cases: list[Any]) -> list[Any]:
     """``cases`` as pytest parameters named by str(case), those in EXCEPTIONS marked as failing."""
     reasons = {case: EXCEPTIONS.get((test, str(case))) for case in cases}
-    return [pytest.param(case, id=str(case), marks=[pytest.mark.xfail(reason=reason, strict=True)] if reason else [])
-            for case, reason in reasons.items()]
+    return [
+        pytest.param(case, id=str(case), marks=[pytest.mark.xfail(reason=reason, strict=True)] if reason else [])
+        for case, reason in reasons.items()
+    ]

@@ -4,14 +4,17 @@ import pytest
 import torch
 
 from iris.errors import SettingError
-from iris.mixers import check_mixer
+from iris.nn.mixers import check_mixer
 
 MIXER_TESTS = "test_conformance_mixers.py"
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--mixer", action="append", default=[], metavar="MODULE:CLASS",
+        "--mixer",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
         help="run what every mixer must do, and nothing else, over this mixer (may be repeated)",
     )
 

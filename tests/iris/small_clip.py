@@ -10,8 +10,15 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = ["r e", "re d</w>", "c i", "ci r"]
 LETTERS = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
 VOCABULARY = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES), START, END]
-SHAPE = {"vocab_size": len(VOCABULARY), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "max_position_embeddings": LENGTH, "hidden_act": "quick_gelu"}
+SHAPE = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "hidden_act": "quick_gelu",
+}
 
 
 def token(name):

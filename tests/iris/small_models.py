@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from iris.generator import Generator, GeneratorConfig
-from iris.layers import ZeroLinear
+from iris.model import TextToLatent
+from iris.nn.condition import TextCondition
+from iris.nn.generator import Generator, GeneratorConfig
+from iris.nn.layers import ZeroLinear
 from iris.randomness import initialise
-from iris.text import TextCondition, Vocabulary, WordEncoder
-from iris.training.tasks import TextToLatent
+from iris.text import Vocabulary, WordEncoder
 
 CHANNELS, TEXT_WIDTH, DIM = 3, 12, 16
 
@@ -17,8 +18,16 @@ CAPTIONS = ["a red circle", "a blue square on green", "two stars", "a circle"]
 def small_config(**changes):
     """A generator configuration of some thousand parameters."""
     settings = {
-        "channels": CHANNELS, "text_width": TEXT_WIDTH, "dim": DIM, "heads": 2, "prelude": 1, "core": 1, "coda": 1,
-        "iterations": 2, "ffn_ratio": 2.0, "mixer": "grfm",
+        "channels": CHANNELS,
+        "text_width": TEXT_WIDTH,
+        "dim": DIM,
+        "heads": 2,
+        "prelude": 1,
+        "core": 1,
+        "coda": 1,
+        "iterations": 2,
+        "ffn_ratio": 2.0,
+        "mixer": "grfm",
     }
     return GeneratorConfig(**(settings | changes))
 

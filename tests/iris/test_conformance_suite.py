@@ -16,8 +16,8 @@ from torch import nn
 
 from iris.latents import LATENTS
 from iris.latents.lossless import Pixel
-from iris.layers import Linear
-from iris.mixers import MIXERS, OPTION_GROUPS
+from iris.nn.layers import Linear
+from iris.nn.mixers import MIXERS, OPTION_GROUPS
 from iris.randomness import initialise
 from iris.text import TEXT_ENCODERS, ClassLabels
 
@@ -136,28 +136,32 @@ class Caching(Mean):
         return super().forward(x) + x * _CACHE[grid]
 
 
-@pytest.mark.parametrize(("kind", "test", "arguments"), [
-    (Squeezed, "shape_is_kept", {"grid": (1, 6)}),
-    (OneGrid, "shape_is_kept", {"grid": (5, 7)}),
-    (OneGrid, "runs_on_a_grid_unseen_in_training", {}),
-    (Unused, "every_parameter_gets_a_finite_gradient", {"grid": (4, 4)}),
-    (RootOfSquares, "gradient_at_zero_input_is_finite", {}),
-    (Overflowing, "autocast_is_close_to_float32", {"dtype": torch.float16, "tolerance": 4e-3}),
-    (Float32Only, "runs_in_bfloat16", {}),
-    (Dropping, "same_seed_same_output_other_seed_other_output", {}),
-    (Dropping, "training_and_evaluation_agree", {}),
-    (Remembering, "same_seed_same_output_other_seed_other_output", {}),
-    (Caching, "training_and_evaluation_agree", {}),
-    (Hidden, "state_dict_round_trip", {}),
-    (BatchMean, "batch_elements_are_independent", {}),
-    (Nearsighted, "sees_as_far_as_it_claims", {}),
-    (Farsighted, "sees_as_far_as_it_claims", {}),
-    (Blind, "sees_as_far_as_it_claims", {}),
-    (Farsighted, "width_changes_the_number_of_parameters", {}),
-    (Headed, "width_that_heads_do_not_divide_is_refused", {}),
-    (Branching, "exports", {}),
-    (Caching, "exports", {}),
-], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("kind", "test", "arguments"),
+    [
+        (Squeezed, "shape_is_kept", {"grid": (1, 6)}),
+        (OneGrid, "shape_is_kept", {"grid": (5, 7)}),
+        (OneGrid, "runs_on_a_grid_unseen_in_training", {}),
+        (Unused, "every_parameter_gets_a_finite_gradient", {"grid": (4, 4)}),
+        (RootOfSquares, "gradient_at_zero_input_is_finite", {}),
+        (Overflowing, "autocast_is_close_to_float32", {"dtype": torch.float16, "tolerance": 4e-3}),
+        (Float32Only, "runs_in_bfloat16", {}),
+        (Dropping, "same_seed_same_output_other_seed_other_output", {}),
+        (Dropping, "training_and_evaluation_agree", {}),
+        (Remembering, "same_seed_same_output_other_seed_other_output", {}),
+        (Caching, "training_and_evaluation_agree", {}),
+        (Hidden, "state_dict_round_trip", {}),
+        (BatchMean, "batch_elements_are_independent", {}),
+        (Nearsighted, "sees_as_far_as_it_claims", {}),
+        (Farsighted, "sees_as_far_as_it_claims", {}),
+        (Blind, "sees_as_far_as_it_claims", {}),
+        (Farsighted, "width_changes_the_number_of_parameters", {}),
+        (Headed, "width_that_heads_do_not_divide_is_refused", {}),
+        (Branching, "exports", {}),
+        (Caching, "exports", {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_faulty_mixer_is_caught(kind, test, arguments, monkeypatch):
     check_caught(kind, test, arguments, monkeypatch)
 
@@ -165,8 +169,10 @@ def test_faulty_mixer_is_caught(kind, test, arguments, monkeypatch):
 def test_mixer_that_cannot_be_compiled_is_caught():
     """In a process of its own: after a compilation that failed, torch 2.15 leaves its frame evaluator in the interpreter,
     with which callers hold their arguments until a call returns. Tests that count live tensors would see those."""
-    code = ("import pytest, test_conformance_suite as suite\nwith pytest.MonkeyPatch.context() as patch:\n"
-            "    suite.check_caught(suite.Branching, 'compiles', {}, patch)")
+    code = (
+        "import pytest, test_conformance_suite as suite\nwith pytest.MonkeyPatch.context() as patch:\n"
+        "    suite.check_caught(suite.Branching, 'compiles', {}, patch)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
@@ -214,11 +220,15 @@ class Padded(Pixel):
         return super().analyse(nn.functional.pad(images, (0, right, 0, down)))
 
 
-@pytest.mark.parametrize(("kind", "test", "arguments"), [
-    (Halved, "nothing_is_lost_without_parameters", {}),
-    (BatchCentred, "batch_elements_are_independent", {}),
-    (Padded, "size_that_the_factor_does_not_divide_is_refused", {"side": "height"}),
-], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("kind", "test", "arguments"),
+    [
+        (Halved, "nothing_is_lost_without_parameters", {}),
+        (BatchCentred, "batch_elements_are_independent", {}),
+        (Padded, "size_that_the_factor_does_not_divide_is_refused", {"side": "height"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_faulty_latent_is_caught(kind, test, arguments):
     getattr(latent_tests, f"test_{test}")(latent=initialise(Pixel(), 0), **arguments)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
@@ -249,10 +259,11 @@ class NullIsFirst(ClassLabels):
         return super().tokenise([caption or self.classes[0] for caption in captions])
 
 
-@pytest.mark.parametrize(("kind", "test"), [
-    (Neighbourly, "encoding_does_not_depend_on_the_neighbours"),
-    (NullIsFirst, "empty_caption_is_the_null_prompt"),
-], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [(Neighbourly, "encoding_does_not_depend_on_the_neighbours"), (NullIsFirst, "empty_caption_is_the_null_prompt")],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_faulty_text_encoder_is_caught(kind, test):
     for faulty in (ClassLabels, kind):
         encoder = initialise(faulty(conformance.CAPTIONS, 8), 0)

@@ -14,18 +14,19 @@ from small_clip import WIDTH as CLIP_WIDTH
 from small_clip import save_clip
 from small_models import CAPTIONS, small_config, small_model, wake
 
-from iris.depth import Depth
+from iris.diffusion.flow import SAMPLERS, time_grid
+from iris.diffusion.sampling import addressed_noise
 from iris.errors import SettingError
-from iris.flow import SAMPLERS, time_grid
-from iris.generator import Generator
+from iris.io.pixels import to_pixels
+from iris.io.tensors import load_tensors, save_tensors
 from iris.latents import build_latent
-from iris.pipeline import IrisPipeline, SamplingSettings, load_for_measuring, to_pixels
+from iris.model import CONFIG, LATENT_WEIGHTS, WEIGHTS, TextToLatent
+from iris.nn.condition import TextCondition
+from iris.nn.depth import Depth
+from iris.nn.generator import Generator
+from iris.pipeline import IrisPipeline, SamplingSettings, load_for_measuring
 from iris.randomness import image_noise, initialise
-from iris.sampling import addressed_noise
-from iris.saved import CONFIG, LATENT_WEIGHTS, WEIGHTS
-from iris.text import ClassLabels, CLIPText, TextCondition, WordEncoder
-from iris.training.checkpoint import load_tensors, save_tensors
-from iris.training.tasks import TextToLatent
+from iris.text import ClassLabels, CLIPText, WordEncoder
 
 SIZE = 8
 SETTINGS = SamplingSettings(steps=3, guidance=2.0)
@@ -98,8 +99,16 @@ def test_captions_guidance_and_iterations_matter():
     pipeline = make()
     images = pipeline.generate(CAPTIONS, SETTINGS)
     assert difference(pipeline.generate(CAPTIONS[::-1], SETTINGS), images) > 1
-    for changes in ({"guidance": 1.0}, {"iterations": 5}, {"steps": 4}, {"shift": 3.0}, {"sampler": "heun"},
-                    {"guidance_end": 0.5}, {"guidance_start": 0.5}, {"guidance_rescale": 0.7}):
+    for changes in (
+        {"guidance": 1.0},
+        {"iterations": 5},
+        {"steps": 4},
+        {"shift": 3.0},
+        {"sampler": "heun"},
+        {"guidance_end": 0.5},
+        {"guidance_start": 0.5},
+        {"guidance_rescale": 0.7},
+    ):
         settings = SamplingSettings(**({"steps": 3, "guidance": 2.0} | changes))
         assert difference(pipeline.generate(CAPTIONS, settings), images) > 1, changes
 
@@ -113,7 +122,8 @@ def test_guidance_extrapolates_from_the_empty_caption():
     with torch.no_grad():
         text, empty = (
             pipeline.model(noise, torch.ones(1), pipeline.model.text.tokenise([caption]))
-            for caption in (CAPTIONS[0], ""))
+            for caption in (CAPTIONS[0], "")
+        )
         expected = pipeline.latent.decode(noise - (empty + guidance * (text - empty)))
     expected = ((expected + 1) * 127.5).round().permute(0, 2, 3, 1)
     assert (images.float() - expected).abs().max() <= 1
@@ -130,8 +140,12 @@ def by_hand(pipeline, noise, negative, steps, guidance, interval=(0.0, 1.0)):
         inside = interval[0] <= t <= interval[1]
         velocity, before = {}, dict(states)
         for prompt in (PROMPT, negative) if inside else (PROMPT,):
-            text = TextCondition(*(part.to(z) if part.is_floating_point() else part
-                                   for part in model.text(model.text.tokenise([prompt]))))
+            text = TextCondition(
+                *(
+                    part.to(z) if part.is_floating_point() else part
+                    for part in model.text(model.text.tokenise([prompt]))
+                )
+            )
             carried = before.get(prompt, before.get(PROMPT)) if carry else None
             made = model.generator.evaluate(z, torch.full((1,), t), text, carried=carried)
             velocity[prompt], states[prompt] = made.velocity, made.state
@@ -151,11 +165,18 @@ def test_a_call_is_its_steps_written_out(carry, interval):
     pipeline = make(depth=Depth(carry=carry)).to(torch.float64)
     noise = torch.randn(1, 12, 4, 4, dtype=torch.float64, generator=draws(0))
     start, end = interval
-    got = latents_of(pipeline, latents=noise, num_inference_steps=5, guidance_scale=2.5, negative_prompt=CAPTIONS[1],
-                     guidance_start=start, guidance_end=end)
+    got = latents_of(
+        pipeline,
+        latents=noise,
+        num_inference_steps=5,
+        guidance_scale=2.5,
+        negative_prompt=CAPTIONS[1],
+        guidance_start=start,
+        guidance_end=end,
+    )
     assert got.dtype == torch.float64
     expected = by_hand(pipeline, noise, CAPTIONS[1], 5, 2.5, interval)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)     # times are float32
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)  # times are float32
     plain = make().to(torch.float64)
     assert carry == bool((by_hand(plain, noise, CAPTIONS[1], 5, 2.5, interval) - expected).abs().max() > 1e-2)
 
@@ -192,9 +213,13 @@ def test_evaluations_within_an_interval_are_those_made():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sampler": "ddim"}, "ddim.*euler"), ({"steps": 0}, "steps=0"), ({"shift": 0.0}, "shift=0"),
-        ({"iterations": 0}, "iterations=0"), ({"guidance": -1.0}, "guidance=-1"),
-        ({"guidance_start": 0.9, "guidance_end": 0.1}, "guidance_start=0.9"), ({"guidance_rescale": 2.0}, "rescale=2"),
+        ({"sampler": "ddim"}, "ddim.*euler"),
+        ({"steps": 0}, "steps=0"),
+        ({"shift": 0.0}, "shift=0"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"guidance": -1.0}, "guidance=-1"),
+        ({"guidance_start": 0.9, "guidance_end": 0.1}, "guidance_start=0.9"),
+        ({"guidance_rescale": 2.0}, "rescale=2"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(changes, named):
@@ -213,17 +238,18 @@ class TestCall:
         stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
         assert torch.equal(stacked, pipeline.generate(CAPTIONS, SETTINGS))
         tensor, array, latents = (
-            pipeline(CAPTIONS, **arguments, output_type=kind).images for kind in ("pt", "np", "latent"))
+            pipeline(CAPTIONS, **arguments, output_type=kind).images for kind in ("pt", "np", "latent")
+        )
         assert tensor.shape == (4, 3, SIZE, SIZE) and 0 <= tensor.min() < 0.2 and 0.8 < tensor.max() <= 1
         assert isinstance(array, np.ndarray) and np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
         assert torch.equal((tensor * 255).round().byte().permute(0, 2, 3, 1), stacked)
         assert latents.shape == (4, 12, 4, 4)
         assert torch.equal(to_pixels(pipeline.latent.decode(latents)), stacked)
-        assert pipeline(CAPTIONS, **arguments)[0][0].tobytes() == pictures[0].tobytes()     # as a tuple, too
+        assert pipeline(CAPTIONS, **arguments)[0][0].tobytes() == pictures[0].tobytes()  # as a tuple, too
 
     def test_latents_may_be_gone_on_with(self):
         latents = latents_of(make())
-        assert latents.clone().requires_grad_(True).square().sum().requires_grad     # no inference tensor
+        assert latents.clone().requires_grad_(True).square().sum().requires_grad  # no inference tensor
 
     def test_prompts_and_images_for_each(self):
         pipeline = make()
@@ -255,7 +281,7 @@ class TestCall:
         assert torch.equal(first, again) and not torch.equal(first, other)
         source = draws(3)
         one, two = (latents_of(pipeline, generator=source, sampler=sampler) for _ in range(2))
-        assert torch.equal(one, first) and not torch.equal(two, first)      # it moves on, as in diffusers
+        assert torch.equal(one, first) and not torch.equal(two, first)  # it moves on, as in diffusers
 
     def test_its_noise_is_torchs(self):
         noise = torch.randn(1, 12, 4, 4, generator=draws(3))
@@ -295,12 +321,18 @@ class TestCall:
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [
-            ({"output_type": "jpg"}, "output_type='jpg'.*pil"), ({"num_inference_steps": 0}, "steps=0"),
-            ({"num_iterations": 0}, "iterations=0"), ({"height": 7}, "height=7.*multiple of 2"),
-            ({"width": 0}, "width=0"), ({"latents": torch.zeros(1, 3, 4, 4)}, r"latents must be \[1, 12, 4, 4\]"),
-            ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"), ({"prompt": []}, "prompt must be"),
-            ({"prompt": [1]}, "prompt must be"), ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 texts for 1"),
-            ({"strength": 0.5}, "strength needs an image"), ({"mask_image": np.ones((8, 8))}, "mask_image needs an"),
+            ({"output_type": "jpg"}, "output_type='jpg'.*pil"),
+            ({"num_inference_steps": 0}, "steps=0"),
+            ({"num_iterations": 0}, "iterations=0"),
+            ({"height": 7}, "height=7.*multiple of 2"),
+            ({"width": 0}, "width=0"),
+            ({"latents": torch.zeros(1, 3, 4, 4)}, r"latents must be \[1, 12, 4, 4\]"),
+            ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
+            ({"prompt": []}, "prompt must be"),
+            ({"prompt": [1]}, "prompt must be"),
+            ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 texts for 1"),
+            ({"strength": 0.5}, "strength needs an image"),
+            ({"mask_image": np.ones((8, 8))}, "mask_image needs an"),
         ],
     )
     def test_what_cannot_be_used_is_named(self, arguments, named):
@@ -387,7 +419,7 @@ class TestClip:
     def test_by_reference(self, source, tmp_path, offline):
         pipeline = with_text(CLIPText(source))
         images = latents_of(pipeline, ["red", "red", "cir"])
-        assert not torch.equal(images[0], images[1])        # one encoding, different noise
+        assert not torch.equal(images[0], images[1])  # one encoding, different noise
         pipeline.save(tmp_path / "model")
         assert {path.name for path in (tmp_path / "model").iterdir()} == {CONFIG, WEIGHTS, LATENT_WEIGHTS}
         config = json.loads((tmp_path / "model" / CONFIG).read_text())["text"]
@@ -424,7 +456,7 @@ class TestClip:
         pipeline, rows = with_text(CLIPText(source)), []
         pipeline.model.text.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
         latents_of(pipeline, ["red", "cir", "red"])
-        assert rows == [3]      # red, cir and the empty caption
+        assert rows == [3]  # red, cir and the empty caption
         assert pipeline.model.generator.config.text_width == CLIP_WIDTH
 
 
@@ -432,8 +464,11 @@ def test_a_pretrained_latent_is_named_and_not_copied(tmp_path, offline):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "taesd")
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ).save_pretrained(tmp_path / "taesd")
     pipeline = make("pretrained", source=str(tmp_path / "taesd"))
     pipeline.save(tmp_path / "model")
     assert set(load_tensors(tmp_path / "model" / LATENT_WEIGHTS)[0]) == {"mean", "std"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_models import parameters_of, small_config, small_generator, small_model
 
-from iris.generator import Generator
-from iris.mixers import MIXERS, build_mixer
-from iris.randomness import generator, image_noise, initialise, seed_of
+from iris.nn.generator import Generator
+from iris.nn.mixers import MIXERS, build_mixer
+from iris.randomness import addressed, image_noise, initialise, seed_of
 
 
 def same(one, other):
@@ -27,10 +27,10 @@ def test_addresses_do_not_run_together():
 
 def test_generators_of_one_address_draw_the_same():
     torch.rand(3)
-    first = torch.rand(4, generator=generator(0, "x"))
+    first = torch.rand(4, generator=addressed(0, "x"))
     torch.manual_seed(9)
-    assert torch.equal(torch.rand(4, generator=generator(0, "x")), first)
-    assert not torch.equal(torch.rand(4, generator=generator(1, "x")), first)
+    assert torch.equal(torch.rand(4, generator=addressed(0, "x")), first)
+    assert not torch.equal(torch.rand(4, generator=addressed(1, "x")), first)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])

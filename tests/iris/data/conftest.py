@@ -1,9 +1,1 @@
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    """HF's cache of converted files goes to the test's own folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+from private_cache import private_cache  # noqa: F401 (a fixture of every test here)

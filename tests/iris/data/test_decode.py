@@ -17,8 +17,10 @@ def png(width=32, height=32, colour=(200, 30, 30), mode="RGB"):
 def dataset(images, captions=None):
     import datasets as hf
 
-    columns = {"image": [image if image is None else {"bytes": image, "path": None} for image in images],
-               "caption": [f"picture {i}" for i in range(len(images))] if captions is None else captions}
+    columns = {
+        "image": [image if image is None else {"bytes": image, "path": None} for image in images],
+        "caption": [f"picture {i}" for i in range(len(images))] if captions is None else captions,
+    }
     return hf.Dataset.from_dict(columns, features=hf.Features({"image": hf.Image(), "caption": hf.Value("string")}))
 
 
@@ -39,31 +41,33 @@ def test_centre_crop_keeps_the_aspect():
 
 def test_shrinking_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255                                   # without a low-pass this gives black or white
+    stripes[:, ::2] = 255  # without a low-pass this gives black or white
     stream = io.BytesIO()
     Image.fromarray(stripes).save(stream, "PNG")
     image = pixels(dataset([stream.getvalue()]), 8).images[0].astype(int)
     assert abs(image[2:-2, 2:-2] - 127).max() < 12
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [
-    ("L", 90, (90, 90, 90)),
-    ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
-    ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
-])
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [("L", 90, (90, 90, 90)), ("RGBA", (10, 20, 30, 0), (255, 255, 255)), ("CMYK", (0, 0, 0, 0), (255, 255, 255))],
+)
 def test_modes_become_rgb(mode, colour, expected):
     stream = io.BytesIO()
     Image.new(mode, (16, 16), colour).save(stream, "TIFF")
     assert tuple(pixels(dataset([stream.getvalue()]), 16).images[0, 8, 8]) == expected
 
 
-@pytest.mark.parametrize(("broken", "reason"), [
-    (b"not an image at all", "unreadable"),
-    (png()[:60], "unreadable"),                             # cut off in the middle
-    (b"", "no image"),
-    (None, "no image"),
-    (png(200, 3), "200x3 pixels"),
-])
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b"not an image at all", "unreadable"),
+        (png()[:60], "unreadable"),  # cut off in the middle
+        (b"", "no image"),
+        (None, "no image"),
+        (png(200, 3), "200x3 pixels"),
+    ],
+)
 def test_bad_images_are_skipped_and_named(broken, reason):
     images = [png(), broken, png(), png()]
     result = pixels(dataset(images), 16, max_bad=0.25)
@@ -89,8 +93,9 @@ def test_no_caption_at_all_names_the_column():
         pixels(dataset([png()] * 3, ["", " ", None]), 16, max_bad=0.9)
 
 
-@pytest.mark.parametrize(("size", "max_bad", "setting"),
-                         [(4, 0.01, "size"), (32, 1.0, "max_bad"), (32, -0.1, "max_bad")])
+@pytest.mark.parametrize(
+    ("size", "max_bad", "setting"), [(4, 0.01, "size"), (32, 1.0, "max_bad"), (32, -0.1, "max_bad")]
+)
 def test_settings_out_of_range(size, max_bad, setting):
     with pytest.raises(SettingError, match=rf"data\.{setting}"):
         pixels(dataset([png()]), size, max_bad)

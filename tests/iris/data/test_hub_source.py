@@ -12,12 +12,23 @@ from iris.errors import SettingError
 def rows(count=40, bad=()):
     import datasets as hf
 
-    features = hf.Features({"picture": hf.Image(), "said": hf.Value("string"), "score": hf.Value("float32"),
-                            "kind": hf.ClassLabel(names=["cat", "dog"])})
-    return hf.Dataset.from_dict({
-        "picture": [{"bytes": b"?" if i in bad else jpeg(i), "path": None} for i in range(count)],
-        "said": [f"row {i}" for i in range(count)], "score": [i / 10 for i in range(count)],
-        "kind": [i % 2 for i in range(count)]}, features=features)
+    features = hf.Features(
+        {
+            "picture": hf.Image(),
+            "said": hf.Value("string"),
+            "score": hf.Value("float32"),
+            "kind": hf.ClassLabel(names=["cat", "dog"]),
+        }
+    )
+    return hf.Dataset.from_dict(
+        {
+            "picture": [{"bytes": b"?" if i in bad else jpeg(i), "path": None} for i in range(count)],
+            "said": [f"row {i}" for i in range(count)],
+            "score": [i / 10 for i in range(count)],
+            "kind": [i % 2 for i in range(count)],
+        },
+        features=features,
+    )
 
 
 def save(folder, how, **given):
@@ -37,8 +48,9 @@ def save(folder, how, **given):
 
 
 def opened(folder, **settings):
-    return open_source("hub", path=folder, image_column="picture",
-                       **{"text_column": "said", "size": 16, "buffer": 7} | settings)
+    return open_source(
+        "hub", path=folder, image_column="picture", **{"text_column": "said", "size": 16, "buffer": 7} | settings
+    )
 
 
 @pytest.mark.parametrize("how", ["saved", "files"])
@@ -74,8 +86,9 @@ def test_streams_shuffle_share_and_resume(tmp_path, how):
 
 
 def test_streams_select_by_score_and_count_damage(tmp_path):
-    source = opened(save(tmp_path / "set", "files", bad=(7, 30)), streaming=True, score_column="score", min_score=0.5,
-                    max_bad=0.02)
+    source = opened(
+        save(tmp_path / "set", "files", bad=(7, 30)), streaming=True, score_column="score", min_score=0.5, max_bad=0.02
+    )
     stream = source.stream()
     assert sorted(numbers(stream)) == [i for i in range(5, 40) if i not in (7, 30)] and stream.bad == 2
 

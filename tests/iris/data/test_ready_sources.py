@@ -13,8 +13,11 @@ LOCAL_CIFAR10 = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 
 def test_each_ready_data_set_is_a_whole_set_of_settings():
     assert READY == ("cc12m", "cc3m", "cifar10", "imagenet-256", "journeydb", "pokemon-blip-captions")
-    columns = {name: (chosen.path, chosen.image_column, chosen.text_column, chosen.streaming)
-               for name in READY if (chosen := settings(name)).name == "hub" and chosen.size in (32, 256)}
+    columns = {
+        name: (chosen.path, chosen.image_column, chosen.text_column, chosen.streaming)
+        for name in READY
+        if (chosen := settings(name)).name == "hub" and chosen.size in (32, 256)
+    }
     assert columns == {
         "cifar10": ("uoft-cs/cifar10", "img", "label", False),
         "imagenet-256": ("benjamin-paine/imagenet-1k-256x256", "image", "label", False),
@@ -36,9 +39,16 @@ def write_cifar(folder):
     """Parquet files with the columns of shared/data/cifar10."""
     folder.mkdir()
     for split, count in (("train", 20), ("test", 10)):
-        pq.write_table(pa.table({"image": [{"bytes": jpeg(i, 32, 32), "path": None} for i in range(count)],
-                                 "text": ["a photo of something"] * count,
-                                 "label": [i % 10 for i in range(count)]}), folder / f"{split}.parquet")
+        pq.write_table(
+            pa.table(
+                {
+                    "image": [{"bytes": jpeg(i, 32, 32), "path": None} for i in range(count)],
+                    "text": ["a photo of something"] * count,
+                    "label": [i % 10 for i in range(count)],
+                }
+            ),
+            folder / f"{split}.parquet",
+        )
 
 
 def test_cifar10_from_parquet_files_has_class_names_as_captions(tmp_path):

@@ -51,9 +51,9 @@ def test_captions_from_a_field_of_the_json_and_pictures_by_several_endings(tmp_p
     Image.fromarray(noise(16, 16)).save(stream, "PNG")
     nested = json.dumps({"caption": "field 0", "deep": {"class": 1}}).encode()
     write_shard(tmp_path / "a.tar", [0], r0={"jpg": None, "png": stream.getvalue(), "json": nested})
-    row, = opened(tmp_path, text_column="caption").stream()
+    (row,) = opened(tmp_path, text_column="caption").stream()
     assert row.caption == "field 0" and (row.image == noise(16, 16)).all()
-    row, = opened(tmp_path, text_column="deep.class", labels=["cat", "dog"]).stream()
+    (row,) = opened(tmp_path, text_column="deep.class", labels=["cat", "dog"]).stream()
     assert row.caption == "dog"
 
 
@@ -68,8 +68,8 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path):
     first, again, second = (numbers(source.stream(3, epoch)) for epoch in (0, 0, 1))
     assert first == again != second and sorted(first) == sorted(second) == list(range(40))
     assert numbers(source.stream(4, 0)) != first and numbers(source.stream(shuffle=False)) == list(range(40))
-    assert [n // 10 for n in first] != sorted(n // 10 for n in first)       # shards too are shuffled
-    assert first[:7] != sorted(first[:7])                                   # and rows within the buffer
+    assert [n // 10 for n in first] != sorted(n // 10 for n in first)  # shards too are shuffled
+    assert first[:7] != sorted(first[:7])  # and rows within the buffer
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 7])
@@ -88,7 +88,7 @@ def test_a_stream_goes_on_at_any_position(tmp_path, rank, world):
         whole.append(example)
         positions.append(stream.position)
     for at, position in enumerate(positions):
-        assert len(json.dumps(position)) < 300                              # small: a checkpoint holds it
+        assert len(json.dumps(position)) < 300  # small: a checkpoint holds it
         rest = list(source.stream(5, 2, rank, world, json.loads(json.dumps(position))))
         assert [example.key for example in rest] == [example.key for example in whole[at:]]
         assert all((a.image == b.image).all() for a, b in zip(rest, whole[at:], strict=True))
@@ -115,16 +115,16 @@ def damage(path, case):
     data = bytearray(path.read_bytes())
     jpg, txt = member_offset(path, "00004.jpg"), member_offset(path, "00004.txt")
     if case == "picture":
-        data[jpg.offset_data:jpg.offset_data + 40] = b"?" * 40
+        data[jpg.offset_data : jpg.offset_data + 40] = b"?" * 40
         lost, count = {4}, 1
     elif case == "header":
-        data[txt.offset:txt.offset + 100] = b"?" * 100
-        lost, count = {4}, 3                    # the header, and the two halves of its row
+        data[txt.offset : txt.offset + 100] = b"?" * 100
+        lost, count = {4}, 3  # the header, and the two halves of its row
     elif case == "cut":
-        data = data[:txt.offset_data + 3]
-        lost, count = set(range(4, 10)), 2      # the shard, and the row it left incomplete
+        data = data[: txt.offset_data + 3]
+        lost, count = set(range(4, 10)), 2  # the shard, and the row it left incomplete
     elif case == "no end":
-        data = data[:member_offset(path, "00005.jpg").offset]
+        data = data[: member_offset(path, "00005.jpg").offset]
         lost, count = set(range(5, 10)), 1
     elif case == "empty":
         data, lost, count = b"", set(range(10)), 1
@@ -193,13 +193,13 @@ def test_crops_keep_the_aspect_and_are_antialiased(tmp_path, width, height):
     resized = np.asarray(Image.fromarray(noise(width, height)).resize(half, Image.Resampling.BICUBIC))
     resized = resized if width > height else resized.transpose(1, 0, 2)
     turn = (lambda image: image) if width > height else (lambda image: image.transpose(1, 0, 2))
-    centre, = opened(tmp_path, size=10).stream()
+    (centre,) = opened(tmp_path, size=10).stream()
     assert (turn(centre.image) == resized[:, 10:20]).all()
     source, seen = opened(tmp_path, size=10, crop="random"), set()
     for epoch in range(20):
         (one,), (same,) = source.stream(0, epoch), source.stream(0, epoch)
         assert (one.image == same.image).all()
-        errors = [np.abs(turn(one.image).astype(int) - resized[:, x:x + 10]).mean() for x in range(21)]
+        errors = [np.abs(turn(one.image).astype(int) - resized[:, x : x + 10]).mean() for x in range(21)]
         seen.add(int(np.argmin(errors)))
     assert len(seen) > 6 and min(seen) < 5 and max(seen) > 15
 

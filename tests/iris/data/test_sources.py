@@ -40,7 +40,7 @@ def write_folder(root, count=12, style="csv", captions=None):
 def test_a_world_survives_its_dataset_exactly(name):
     splits = load(name, train=40, validation=8, heldout=8, seed=3)
     assert {split: len(part) for split, part in splits.items()} == {"train": 40, "validation": 8, "heldout": 8}
-    assert not any(splits.cache_files.values())              # nothing is written anywhere
+    assert not any(splits.cache_files.values())  # nothing is written anywhere
     decoded, drawn = pixels(splits["train"], WORLDS[name].size), WORLDS[name].draw("train", 40, 3)
     assert (decoded.images == drawn.images).all() and decoded.captions == drawn.captions and not decoded.bad
     assert list(decoded.attributes) == list(WORLDS[name].attributes)
@@ -108,8 +108,10 @@ def test_class_label_features_bring_their_names(tmp_path):
     import datasets as hf
 
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})
-    rows = {"image": [{"bytes": _png(x), "path": None} for x in shapes.draw("train", 10, 0).images],
-            "label": [i % 2 for i in range(10)]}
+    rows = {
+        "image": [{"bytes": _png(x), "path": None} for x in shapes.draw("train", 10, 0).images],
+        "label": [i % 2 for i in range(10)],
+    }
     hf.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
     train = load("parquet", path=tmp_path / "a.parquet", text_column="label")["train"]
     assert list(train["caption"]) == [("cat", "dog")[row % 2] for row in train["row"]]
@@ -158,7 +160,7 @@ def test_missing_path(tmp_path, name):
     with pytest.raises(SettingError, match=r"data\.path does not exist: .*nowhere"):
         load(name, path=tmp_path / "nowhere")
     with pytest.raises(SettingError, match=r"data\.path"):
-        load(name, path=tmp_path)                           # there, but empty
+        load(name, path=tmp_path)  # there, but empty
 
 
 def test_missing_columns_list_those_there_are(tmp_path):
@@ -206,13 +208,17 @@ def test_a_replaced_file_is_read_again(tmp_path):
 def test_fingerprint_follows_what_determines_the_data(tmp_path):
     base = fingerprint("shapes", train=100, seed=0)
     assert base == fingerprint("shapes", seed=0, train=100, size=32)
-    others = [fingerprint("shapes", train=101), fingerprint("shapes", train=100, seed=1),
-              fingerprint("shapes", train=100, size=16), fingerprint("shapes2", train=100)]
+    others = [
+        fingerprint("shapes", train=101),
+        fingerprint("shapes", train=100, seed=1),
+        fingerprint("shapes", train=100, size=16),
+        fingerprint("shapes2", train=100),
+    ]
     assert len({base, *others}) == 5
     for place in ("one", "two"):
         write_folder(tmp_path / place)
     one = fingerprint("folder", path=tmp_path / "one")
-    assert one == fingerprint("folder", path=tmp_path / "two")          # neither place nor time counts
+    assert one == fingerprint("folder", path=tmp_path / "two")  # neither place nor time counts
     data = bytearray((tmp_path / "two" / "003.png").read_bytes())
     data[-20] ^= 1
     (tmp_path / "two" / "003.png").write_bytes(data)

@@ -13,12 +13,17 @@ from iris.errors import SettingError
 
 
 def write_parquet(path, count=20, bad=(), scores=None):
-    pq.write_table(pa.table({
-        "image": [{"bytes": b"?" if i in bad else jpeg(i), "path": None} for i in range(count)],
-        "text": [f"row {i}" for i in range(count)],
-        "kind": [i % 4 for i in range(count)],
-        "beauty": [i / 2 for i in range(count)] if scores is None else scores,
-    }), path)
+    pq.write_table(
+        pa.table(
+            {
+                "image": [{"bytes": b"?" if i in bad else jpeg(i), "path": None} for i in range(count)],
+                "text": [f"row {i}" for i in range(count)],
+                "kind": [i % 4 for i in range(count)],
+                "beauty": [i / 2 for i in range(count)] if scores is None else scores,
+            }
+        ),
+        path,
+    )
     return path
 
 
@@ -112,7 +117,7 @@ def test_a_folder_with_a_text_beside_each_image(tmp_path):
     write_sidecars(tmp_path / "set" / "train")
     write_sidecars(tmp_path / "set" / "validation", 2)
     (tmp_path / "set" / "train" / "004.txt").unlink()
-    opened = lambda **settings: open_source("folder", path=tmp_path / "set", size=16, **settings)     # noqa: E731
+    opened = lambda **settings: open_source("folder", path=tmp_path / "set", size=16, **settings)  # noqa: E731
     source = opened(max_bad=0.2)
     assert len(source) == 6 and len(opened(split="validation")) == 2
     assert numbers(source.stream(shuffle=False)) == [0, 1, 2, 3, 5]
@@ -132,8 +137,9 @@ def test_a_folder_with_metadata_and_more_columns(tmp_path, style):
     else:
         lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
         (root / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    source = open_source("folder", path=root, size=16, validation=0, label_column="class", score_column="score",
-                         min_score=0.2)
+    source = open_source(
+        "folder", path=root, size=16, validation=0, label_column="class", score_column="score", min_score=0.2
+    )
     batch = source.batch(range(len(source)))
     assert batch.captions == ["row 2", "row 3", "row 4", "row 5"] and batch.labels.tolist() == [0, 1, 0, 1]
     assert batch.images[:, 0, 0, 0].tolist() == [2, 3, 4, 5]
@@ -149,7 +155,7 @@ def test_where_a_folder_lies_decides_nothing(tmp_path):
     for place in ("one", "two"):
         write_sidecars(tmp_path / place)
     settings = {"size": 8, "crop": "random", "validation": 0}
-    opened = lambda place: open_source("folder", path=tmp_path / place, **settings)                     # noqa: E731
+    opened = lambda place: open_source("folder", path=tmp_path / place, **settings)  # noqa: E731
     assert opened("one").fingerprint() == opened("two").fingerprint()
     assert (opened("one").batch(range(6), 1).images == opened("two").batch(range(6), 1).images).all()
     (tmp_path / "two" / "003.txt").write_text("other words")

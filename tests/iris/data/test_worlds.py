@@ -11,10 +11,14 @@ from iris.errors import SettingError
 # The first 256 training pictures of seed 0. A change here is a change of the world: raise its VERSION and train the
 # judge again, since every stored figure belongs to the old pictures.
 STORED = {
-    "shapes": ("6f1a60c9e64f048357202ceb60022b8fda1d3815454fee6d0b80a1fd8fd59c37",
-               "5a9983670355e744e51b46ecd6dfdbbd5233fe38fd497ce2d6a89f2fc7251b18"),
-    "shapes2": ("045c0f3c3f246dc4e8da885df9752fffb67c979d19b54f8176a7414b93bd8949",
-                "b39af9bcb6af9222a12de338e76e4e4c0666d6caf3c6b181c23ae0422cbe696e"),
+    "shapes": (
+        "6f1a60c9e64f048357202ceb60022b8fda1d3815454fee6d0b80a1fd8fd59c37",
+        "5a9983670355e744e51b46ecd6dfdbbd5233fe38fd497ce2d6a89f2fc7251b18",
+    ),
+    "shapes2": (
+        "045c0f3c3f246dc4e8da885df9752fffb67c979d19b54f8176a7414b93bd8949",
+        "b39af9bcb6af9222a12de338e76e4e4c0666d6caf3c6b181c23ae0422cbe696e",
+    ),
 }
 worlds = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 
@@ -27,8 +31,10 @@ def rows(world, split):
 def test_pictures_are_the_stored_ones(world):
     drawn = world.draw("train", 256, 0)
     assert drawn.images.shape == (256, world.size, world.size, 3) and drawn.images.dtype == np.uint8
-    assert (hashlib.sha256(drawn.images.tobytes()).hexdigest(),
-            hashlib.sha256("\n".join(drawn.captions).encode()).hexdigest()) == STORED[world.name]
+    assert (
+        hashlib.sha256(drawn.images.tobytes()).hexdigest(),
+        hashlib.sha256("\n".join(drawn.captions).encode()).hexdigest(),
+    ) == STORED[world.name]
 
 
 @worlds
@@ -57,9 +63,13 @@ def test_splits_share_no_tuple_and_cover_the_world(world):
 def test_heldout_pairs_are_never_trained_on_and_validation_pairs_always(world):
     assert len(HELDOUT_PAIRS) == len(COLOURS) and set(HELDOUT_PAIRS.values()) == set(SHAPES)
     for colour, shape in world.pairs:
-        seen = {split: {(world.attributes[colour][c], world.attributes[shape][s])
-                        for c, s in zip(*(world.columns(world.tuples[split])[name] for name in (colour, shape)),
-                                        strict=True)} for split in world.tuples}
+        seen = {
+            split: {
+                (world.attributes[colour][c], world.attributes[shape][s])
+                for c, s in zip(*(world.columns(world.tuples[split])[name] for name in (colour, shape)), strict=True)
+            }
+            for split in world.tuples
+        }
         assert not set(HELDOUT_PAIRS.items()) & (seen["train"] | seen["validation"])
         assert len(seen["train"]) == 32 and seen["validation"] <= seen["train"]
         assert set(HELDOUT_PAIRS.items()) <= seen["heldout"]
@@ -79,7 +89,7 @@ def test_captions_name_every_attribute_in_at_most_16_words(world):
     columns = world.columns(world.tuples["all"])
     for phrasing in range(world.phrasings):
         texts = world.caption(columns, phrasing)
-        assert len(set(texts)) == len(texts)                # a caption tells exactly which tuple it describes
+        assert len(set(texts)) == len(texts)  # a caption tells exactly which tuple it describes
         for i in range(0, len(texts), 97):
             names = {key: world.attributes[key][column[i]] for key, column in columns.items()}
             relation = names.pop("relation", "")
@@ -99,10 +109,10 @@ def test_both_directions_of_a_relation_describe_the_same_picture():
 @worlds
 def test_objects_fit_in_the_picture_at_every_extreme(world):
     """No pixel at the border is wholly covered: the outline closes inside the picture."""
-    rows = world.tuples["all"][::1 if world.name == "shapes" else 10]
+    rows = world.tuples["all"][:: 1 if world.name == "shapes" else 10]
     columns = world.columns(rows)
     places = world.jitters - 3 * (len(world.pairs) + 1)
-    jitter = np.full((len(rows), world.jitters), 0.5, np.float32)       # the middle of every tint: exact colours
+    jitter = np.full((len(rows), world.jitters), 0.5, np.float32)  # the middle of every tint: exact colours
     table = np.asarray(list(COLOURS.values()))
     for seed in range(3):
         jitter[:, :places] = np.random.default_rng(seed).integers(0, 2, (len(rows), places)) * np.float32(1 - 2**-24)
@@ -112,7 +122,7 @@ def test_objects_fit_in_the_picture_at_every_extreme(world):
             own = table[columns[colour]]
             assert abs(border - own[:, None]).max(-1).min() > 3
             inside = abs(images - own[:, None, None]).max(-1) <= 1
-            assert inside.mean(axis=(1, 2)).min() > 0.02                # and there is an object to speak of
+            assert inside.mean(axis=(1, 2)).min() > 0.02  # and there is an object to speak of
 
 
 def test_shapes_have_the_right_place_colour_and_size():

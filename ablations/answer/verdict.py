@@ -1,0 +1,258 @@
+"""From a grid's records to the answer: every arm against the baseline, and what that says of the claim.
+
+A claim is a sentence; what is tested is written down beside it. ``decide.expect`` maps an arm (its name, or the value
+of an axis) to what the claim says of it compared with the baseline: better, worse, equivalent, not better, not worse.
+Without it the claim is read as "no arm is better than the baseline".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ablations.answer import stats
+from ablations.answer.records import GridOutcome, TrialRecord
+from ablations.answer.stats import Analysis
+from ablations.question.decide import EXPECTATIONS, fraction
+
+SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
+NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
+HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "images_per_s")
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """The answer to a grid's question."""
+
+    word: str  # supported | refuted | within noise | not enough seeds | not comparable
+    sentence: str  # one plain sentence
+    sureness: str  # how sure, and what this design could have seen
+    reading: str  # how the claim was read
+    answers: dict[str, str]  # arm -> confirmed | contradicted | undecided | no seeds | no value
+
+
+def better_direction(metric: str) -> str:
+    """ "higher" for scores, accuracies and speeds, "lower" for every other measure."""
+    return "higher" if metric.startswith(HIGHER_IS_BETTER) else "lower"
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name in a sentence: "FID", "CLIP score", "colour accuracy"."""
+    if metric in ("fid", "kid"):
+        return metric.upper()
+    if metric.startswith("fid_at_"):
+        return f"FID at {metric.removeprefix('fid_at_')} passes"
+    heldout, name = metric.startswith("heldout_"), metric.removeprefix("heldout_")
+    if name.startswith("accuracy_"):
+        return f"{name.removeprefix('accuracy_')} accuracy{' on held-out pairs' if heldout else ''}"
+    return {"clip_score": "CLIP score"}.get(metric) or metric.removesuffix("_ms").removesuffix("_mb").replace("_", " ")
+
+
+def arms_of(outcome: GridOutcome) -> dict[str, list[TrialRecord]]:
+    """Trials by arm, the baseline first, then in the order of the records; seeds ascending."""
+    arms: dict[str, list[TrialRecord]] = {}
+    for record in sorted(outcome.records, key=lambda r: not r.baseline):
+        arms.setdefault(record.arm, []).append(record)
+    return {arm: sorted(trials, key=lambda r: r.seed) for arm, trials in arms.items()}
+
+
+def baseline_of(outcome: GridOutcome) -> str:
+    """The baseline arm's name. Raises ValueError when no record is one."""
+    for record in outcome.records:
+        if record.baseline:
+            return record.arm
+    raise ValueError(f"grid {outcome.name} has no baseline trial among its {len(outcome.records)} records")
+
+
+def analyse_outcome(outcome: GridOutcome, metric: str | None = None) -> Analysis:
+    """Compares the arms of a grid in one metric (default: ``decide.metric``)."""
+    name = metric or str(outcome.decide["metric"])
+    arms = arms_of(outcome)
+    decided = name == outcome.decide.get("metric")
+    better = str(outcome.decide.get("better", better_direction(name))) if decided else better_direction(name)
+    done = {arm: [t for t in trials if t.state == "done"] for arm, trials in arms.items()}
+    return stats.analyse(
+        {arm: {t.seed: t.metrics.get(name) for t in trials} for arm, trials in done.items()},
+        baseline_of(outcome),
+        metric=name,
+        better=better,
+        practical=fraction(outcome.decide.get("practical", 0.0)),
+        errors={
+            arm: {t.seed: t.metrics[f"{name}_se"] for t in trials if t.metrics.get(f"{name}_se") is not None}
+            for arm, trials in done.items()
+        },
+        failed=[arm for arm, trials in done.items() if not trials],
+    )
+
+
+def expectations(outcome: GridOutcome) -> dict[str, str]:
+    """What the claim says of each arm against the baseline. Raises ValueError for a word or an arm that is unknown."""
+    baseline = baseline_of(outcome)
+    given: Mapping[str, Any] = outcome.decide.get("expect") or {}
+    named = {arm: {arm, *(str(v) for v in trials[0].values.values())} for arm, trials in arms_of(outcome).items()}
+    for key, word in given.items():
+        if word not in EXPECTATIONS:
+            raise ValueError(f"decide.expect.{key} must be one of {', '.join(EXPECTATIONS)}, got {word!r}")
+        if not any(str(key) in names for names in named.values()):
+            raise ValueError(f"decide.expect names {key!r}, which is none of the arms: {', '.join(named)}")
+    expected = {}
+    for arm, names in named.items():
+        if arm == baseline:
+            continue
+        words = [word for key, word in given.items() if str(key) == arm] or [
+            w for k, w in given.items() if str(k) in names
+        ]
+        if words or not given:
+            expected[arm] = words[0] if words else "not better"
+    return expected
+
+
+def _answer(analysis: Analysis, arm: str, expected: str) -> str:
+    """Whether one arm bears the claim out."""
+    verdict = analysis.comparisons[arm].verdict
+    if verdict == stats.NOT_ENOUGH_SEEDS:
+        return "no seeds"
+    gain = analysis.gain(arm)
+    if gain is None:
+        return "no value"
+    (low, high), margin = gain, analysis.working_margin
+    if expected in ("worse", "not worse"):  # the mirror image of better, not better
+        low, high = -high, -low
+    if expected in ("better", "worse"):
+        return "confirmed" if low > 0 else "contradicted" if high < margin else "undecided"
+    if expected in ("not better", "not worse"):
+        return "confirmed" if high < margin or high <= 0 else "contradicted" if low > 0 else "undecided"
+    return (
+        "confirmed"
+        if verdict == stats.EQUIVALENT
+        else "contradicted"
+        if low >= margin or high <= -margin
+        else "undecided"
+    )
+
+
+def _listing(names: list[str], most: int = 4) -> str:
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _reading(outcome: GridOutcome, expected: dict[str, str], analysis: Analysis) -> str:
+    by_word: dict[str, list[str]] = {}
+    for arm, word in expected.items():
+        by_word.setdefault(word, []).append(arm)
+    parts = [
+        f"{_listing(arms)} {'is' if len(arms) == 1 else 'are'} {_than(word)} {analysis.baseline}"
+        for word, arms in by_word.items()
+    ]
+    if not outcome.decide.get("expect"):
+        parts = [f"no arm is better than {analysis.baseline}"]
+    practical = 100 * fraction(outcome.decide.get("practical", 0.0))
+    return (
+        f"The claim was read as: in {metric_label(analysis.metric)}, {'; '.join(parts)}; differences under "
+        f"{practical:.3g}% do not matter. Costs are reported beside it and take no part in this verdict."
+    )
+
+
+def _than(word: str) -> str:
+    return f"{word} to" if word == stats.EQUIVALENT else f"{word} than"
+
+
+def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> str:
+    base, metric = analysis.baseline, metric_label(analysis.metric)
+    if word == REFUTED:
+        found: dict[str, list[str]] = {}
+        for arm in groups["contradicted"]:
+            found.setdefault(analysis.comparisons[arm].verdict, []).append(arm)
+        parts = [
+            f"{_listing(arms)} {'is' if len(arms) == 1 else 'are'} "
+            + (
+                f"{_than(v)} {base}"
+                if v in (stats.BETTER, stats.WORSE, stats.EQUIVALENT)
+                else f"no different from {base}"
+            )
+            for v, arms in found.items()
+        ]
+        return f"Against the claim, in {metric} {_listing(parts)}."
+    if word == SUPPORTED:
+        return f"In {metric} every arm stands to {base} as the claim says."
+    if word == NOT_ENOUGH_SEEDS:
+        means = {arm: summary.mean for arm, summary in analysis.arms.items() if summary.mean is not None}
+        best = (min if analysis.better == "lower" else max)(means, key=lambda arm: means[arm])
+        return (
+            f"The {'lowest' if analysis.better == 'lower' else 'highest'} {metric} observed is that of {best}, but one "
+            "trained network an arm cannot tell a better arm from a lucky seed."
+        )
+    if word == WITHIN_NOISE:
+        rivals = _listing(groups["undecided"])
+        return f"In {metric} the gap between {base} and {rivals} is smaller than the noise of this design."
+    if analysis.arms[base].mean is None:
+        return f"The baseline {base} has no {metric}, so nothing can be compared with it."
+    missing = groups["no value"]
+    return (
+        f"The claim was not tested in full: no {metric} from {_listing(missing)}."
+        if missing
+        else f"Nothing was trained beside {base}, so there is nothing to compare."
+    )
+
+
+def _sureness(outcome: GridOutcome, analysis: Analysis) -> str:
+    """How sure the verdict is: seeds, noise, the gap this design could have seen, and what would settle it."""
+    practical, sd = fraction(outcome.decide.get("practical", 0.0)), analysis.noise.sd
+    if sd is None:
+        return (
+            "With one seed an arm there is no estimate of how far retraining alone moves the result; intervals hold "
+            "sampling error only. Train at least three seeds an arm."
+        )
+    log = analysis.scale == "log"
+    size = 1.0 if log else abs(analysis.arms[analysis.baseline].mean or 0.0) or 1.0
+    spread = "one standard deviation"
+    if analysis.noise.method == "paired":
+        spread += ", beside what all arms share at equal seeds"
+    text = f"{analysis.seeds} seeds an arm; retraining moves {metric_label(analysis.metric)} by {100 * sd / size:.2g}%"
+    text += f" ({spread})"
+    if analysis.detectable is None:
+        return f"{text}."
+    text += f". This design sees gaps of {100 * analysis.detectable / size:.3g}% or more (80% power)"
+    if 0 < 1.02 * practical < analysis.detectable / size:  # 5.01% against 5% is not worth another seed
+        count = sum(bool(c.seeds) for c in analysis.comparisons.values())
+        gap = math.log1p(practical) if log else practical * size
+        needed = stats.seeds_needed(sd, gap, count + 1, max(count, 1))
+        if needed is None:
+            text += f"; to see {100 * practical:.3g}%, more than 50 seeds an arm would be needed"
+        elif needed > analysis.seeds:
+            text += f"; to see {100 * practical:.3g}%, train about {needed} seeds an arm"
+    return f"{text}."
+
+
+def judge_outcome(outcome: GridOutcome, analysis: Analysis | None = None) -> ClaimVerdict:
+    """The verdict on the grid's claim.
+
+    Refuted when one arm surely contradicts it, supported when every arm surely bears it out, "not enough seeds" when an
+    arm has a single seed, "not comparable" when an arm (or the baseline) has no value, else "within noise".
+    """
+    analysis = analysis or analyse_outcome(outcome)
+    expected = expectations(outcome)
+    answers = {arm: _answer(analysis, arm, word) for arm, word in expected.items()}
+    groups: dict[str, list[str]] = {}
+    for arm, answer in answers.items():
+        groups.setdefault(answer, []).append(arm)
+    if "contradicted" in groups:
+        word = REFUTED
+    elif answers and set(groups) == {"confirmed"}:
+        word = SUPPORTED
+    elif "no seeds" in groups:
+        word = NOT_ENOUGH_SEEDS
+    elif "undecided" in groups:
+        word = WITHIN_NOISE
+    else:
+        word = NOT_COMPARABLE
+    groups.setdefault("no value", [])
+    return ClaimVerdict(
+        word,
+        _sentence(word, groups, analysis),
+        _sureness(outcome, analysis),
+        _reading(outcome, expected, analysis),
+        answers,
+    )

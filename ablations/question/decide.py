@@ -1,0 +1,29 @@
+"""What may stand in a grid's ``decide``; apart from the statistics, which a driver plans without."""
+
+from __future__ import annotations
+
+import math
+
+# Measures of a grid's models beside one another (ablations.trial.speed), which a trial by itself does not have.
+SPEED = (
+    "latency_ms",
+    "latency_q1_ms",
+    "latency_q3_ms",
+    "latency_ratio",
+    "peak_memory_mb",
+    "weights_mb",
+    "activations_mb",
+    "import_mb",
+)
+EXPECTATIONS = ("better", "worse", "equivalent", "not better", "not worse")
+
+
+def fraction(value: float | str) -> float:
+    """0.05 from 0.05 or "5%". Raises ValueError for anything else, and for a negative fraction."""
+    try:
+        number = float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0:
+        raise ValueError(f"decide.practical must be a fraction or a percentage such as 5%, got {value!r}")
+    return number

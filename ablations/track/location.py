@@ -1,0 +1,238 @@
+"""Where MLflow's runs go: its tracking URI, checked before anything is computed, and the connection to it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from iris.errors import SettingError
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = (*DATABASES, "http", "https", "databricks")  # MLflow's own; plugins register others
+PLUGINS = "mlflow.tracking_store"  # the entry points they use
+
+
+@dataclass(frozen=True)
+class Location:
+    """A tracking URI and what follows from it.
+
+    Attributes:
+        uri: absolute: a relative sqlite file is one of ``root``.
+        root: folder of the default store, and of artifacts that no server keeps.
+        setting: what chose the URI, for messages.
+    """
+
+    uri: str
+    root: Path
+    setting: str
+
+    @classmethod
+    def of(cls, given: str | None, root: Path, setting: str = "track.uri") -> Location:
+        """The place that a setting, or else the environment, or else nothing names.
+
+        Without a name it is ``sqlite:///<root>/mlflow.db`` with artifacts in ``<root>/mlartifacts``, which a plain
+        ``mlflow ui`` started in ``root`` shows. (Artifacts stay out of ``mlruns/``: a folder of that name from an older
+        MLflow makes ``mlflow ui`` choose the retired file store.)
+        """
+        root = Path(root).resolve()
+        if given:
+            return cls(_absolute(given, root), root, setting)
+        if os.environ.get(VARIABLE):
+            return cls(_absolute(os.environ[VARIABLE], root), root, VARIABLE)
+        return cls(f"sqlite:///{root / 'mlflow.db'}", root, setting)
+
+    @property
+    def shown(self) -> str:
+        """The URI without its password."""
+        return re.sub(r"(://[^:/@]*):[^/@]*@", r"\1:***@", self.uri)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the store that a plain ``mlflow ui`` in ``root`` opens."""
+        return self.uri == f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a sqlite store."""
+        path = self.uri.partition("sqlite:///")[2].partition("?")[0]
+        return Path(path) if path and self.uri.startswith("sqlite") else None
+
+    @property
+    def command(self) -> str:
+        """The command (or address) that shows the runs, as typed in the current folder."""
+        if self.uri.startswith(("http", "databricks")):
+            return self.shown
+        # MLflow's own rule: numbered folders with a meta.yaml in ./mlruns select the file store over ./mlflow.db.
+        old_store = any(Path("mlruns").glob("[0-9]*/meta.yaml"))
+        if self.is_default and Path.cwd() == self.root and not old_store:
+            return "uv run mlflow ui"
+        return f"uv run mlflow ui --backend-store-uri {self.shown}"
+
+    def check(self) -> Location:
+        """Returns itself when something may answer there; that nothing does yet is no error.
+
+        Raises:
+            SettingError: MLflow can never write there: an unknown scheme, no host, a missing or read-only folder, no
+                driver for the database.
+        """
+        try:
+            parts = urlsplit(self.uri)
+            scheme, _ = parts.scheme.partition("+")[0], parts.port
+        except ValueError as error:
+            raise self._refused(str(error)) from None
+        plugins = {entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}
+        if scheme in ("", "file") and self.uri != "databricks" and scheme not in plugins:
+            if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
+                raise self._refused("MLflow no longer writes runs to folders; allowed: sqlite:///mlflow.db, a server")
+        elif self.uri != "databricks" and scheme not in (*SCHEMES, *plugins):
+            raise self._refused(f"scheme {scheme!r} is unknown; allowed: {', '.join((*SCHEMES, *sorted(plugins)))}")
+        if scheme in ("http", "https") and not parts.hostname:
+            raise self._refused(f"no host; expected {scheme}://host:port")
+        if scheme in DATABASES:
+            self._check_database()
+        return self
+
+    def connect(self, experiment: str) -> tuple[Client, str]:
+        """Import MLflow; make the store's tables and the experiment when they are not there.
+
+        Returns:
+            the client, and the experiment's id.
+        """
+        calm_mlflow()
+        from filelock import FileLock
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        # Processes that meet on a missing sqlite file leave it without a part of its tables.
+        with FileLock(f"{self.file}.lock") if self.file else contextlib.nullcontext():
+            if self.file and not self.file.exists():
+                _make_store(self.file)
+            client = Client(MlflowClient(tracking_uri=self.uri))
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                try:
+                    return client, client.create_experiment(experiment, artifact_location=self._artifacts(experiment))
+                except MlflowException:  # another process made it, or an answer was lost
+                    if (found := client.get_experiment_by_name(experiment)) is None:
+                        raise
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return client, found.experiment_id
+
+    def explained(self, error: Exception) -> str:
+        """One sentence about what MLflow raised, without the password."""
+        text = (str(error).strip() or type(error).__name__).replace(self.uri, self.shown)
+        if "Connection refused" in text or "NameResolutionError" in text:
+            return "nothing answers there"
+        if "timed out" in text or "timeout exception" in text:
+            return "no answer in time"
+        if any(f"error code {code}" in text or f"{code} Client Error" in text for code in (401, 403)):
+            return (
+                "access is refused (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                f"MLFLOW_TRACKING_TOKEN): {text.splitlines()[0][:200]}"
+            )
+        return text.splitlines()[0][:300]
+
+    def _artifacts(self, experiment: str) -> str | None:
+        """Where a database's artifacts go: MLflow would take ``mlruns`` in the current folder. A server decides."""
+        if self.uri.split(":")[0].partition("+")[0] not in DATABASES:
+            return None
+        return ((self.file.parent if self.file else self.root) / "mlartifacts" / experiment).as_uri()
+
+    def _check_database(self) -> None:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            make_url(self.uri).get_dialect().import_dbapi()
+        except ModuleNotFoundError as error:
+            hint = ": install it, or name one that is, as postgresql+psycopg2://" if "psycopg" in str(error) else ""
+            raise self._refused(f"the Python package {error.name} is not installed{hint}") from None
+        except ArgumentError as error:
+            raise self._refused(str(error).splitlines()[0]) from None
+        if not self.uri.startswith("sqlite"):
+            return
+        if self.file is None or self.file.name == ":memory:":
+            raise self._refused("a sqlite store needs a file, as sqlite:///mlflow.db")
+        if not self.file.parent.is_dir():
+            raise self._refused(f"the folder {self.file.parent} does not exist")
+        if self.file.is_dir():
+            raise self._refused(f"{self.file} is a folder")
+        if not os.access(self.file if self.file.exists() else self.file.parent, os.W_OK):
+            raise self._refused(f"{self.file} cannot be written to")
+
+    def _refused(self, why: str) -> SettingError:
+        return SettingError(f"{self.setting}={self.shown}: {why}")
+
+
+class Client:
+    """An MlflowClient that remembers when a call last came back: a store that answers slowly is no dead one."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self.answered = client, time.monotonic()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            self.answered = time.monotonic()
+            return result
+
+        return call
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether the store could not be reached, so that the next call would fail too."""
+    signs = (
+        "failed with exception",
+        "timeout exception",
+        "OperationalError",
+        "Connection refused",
+        "Connection aborted",
+        "error code 502",
+        "error code 503",
+    )
+    return any(sign in str(error) for sign in signs)
+
+
+def calm_mlflow() -> None:
+    """What must be in place before MLflow is imported; whatever the user set stays."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # else 50 lines of migrations in the live table
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else each model gets a copy of uv.lock
+    # A tracker tries again by itself, and looks first at what the lost call has done; MLflow would repeat it blindly.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _make_store(file: Path) -> None:
+    """A sqlite store with its tables, made beside and renamed: a kill between them leaves what MLflow never opens again."""
+    from mlflow import MlflowClient
+
+    new = file.with_name(f".{file.name}.new")
+    for left in (new, new.with_name(f"{new.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+    new.replace(file)
+
+
+def _absolute(uri: str, root: Path) -> str:
+    """A relative sqlite file as one of ``root``."""
+    scheme, mark, path = uri.partition(":///")
+    relative = scheme.startswith("sqlite") and mark and path and not path.startswith(("/", ":memory:"))
+    return f"{scheme}:///{root / path}" if relative else uri

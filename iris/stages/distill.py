@@ -1,0 +1,135 @@
+"""Stage distill: a trained teacher's images in few steps."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iris.diffusion.flow import integrate, time_grid
+from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise
+from iris.errors import SettingError
+from iris.model import TextToLatent, device_of, read_folder
+from iris.nn.condition import TextCondition
+from iris.pipeline import IrisPipeline
+from iris.stages.base import Seen, shown
+from iris.stages.data import check_stored
+from iris.stages.flow import LatentStage
+from iris.stages.vae import NamedLatent
+from iris.training.distill_task import Distillation, DistillTask
+
+TEACHER_STEPS = 16  # of the pictures that a student is held against
+
+
+def students(weights: Path, steps: tuple[int, ...]) -> dict[int, Path]:
+    """Folders of the students by their number of sampling steps; ``weights`` itself is that of most steps."""
+    return {count: weights / f"steps-{count}" if count != max(steps) else weights for count in sorted(steps)}
+
+
+class DistillStage(LatentStage):
+    """Distil the teacher that ``earlier`` has; the latent, the text encoder and their size are its own."""
+
+    def check(self) -> None:
+        check_stored(self.settings.data, self.name)
+        super().check()
+        settings = self.settings
+        if settings.student.method == "shortcut" and settings.train.batch < 2:
+            raise SettingError(f"train.batch={settings.train.batch} must be at least 2 with student.method=shortcut")
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"student": asdict(self.settings.student)}
+
+    def train(self, given: dict[str, Path]) -> dict[str, Any]:
+        settings, parts = self.settings, read_folder(given["start"])
+        if parts.size != self.size:
+            teacher = f"from={settings.start}"
+            raise SettingError(f"data.size={self.size} must be {parts.size}, as the teacher {teacher} has it")
+        self.named = NamedLatent(*parts[1:4])
+        encodings = self.encoded(self.named, parts.model.text)
+        text = encodings.embedded or parts.model.text
+        self.distillation = Distillation(TextToLatent(text, parts.model.generator), settings.student, settings.seed)
+        # A frozen encoder's captions are those of the data; what is looked at must be among them.
+        prompts = self._prompts(encodings.held_captions or encodings.captions)
+        self.prompts = [prompts[i % len(prompts)] for i in range(settings.sample.count)]
+        self.task = DistillTask(
+            self.distillation,
+            encodings.latents,
+            text.tokenise(encodings.captions),
+            text.tokenise([""])[0],
+            settings.train.batch,
+            settings.seed,
+            settings.train.steps,
+        )
+        self._teachers: Tensor | None = None
+        self.fit(self.task, self._look)
+        if self.desk.processes.first:
+            shutil.rmtree(self.weights, ignore_errors=True)
+            for steps, folder in students(self.weights, settings.student.steps).items():
+                self._pipeline(steps).save(folder)
+        return {"metrics": {}, "example": shown(encodings.captions)}
+
+    def usage(self, weights: Path, result: dict[str, Any]) -> list[str]:
+        lines = []
+        for steps, folder in students(weights, self.settings.student.steps).items():
+            sampling = self.settings.student.sampling(steps)
+            lines.append(
+                f"python -m iris --model {folder} --steps {steps} --sampler {sampling.sampler} --guidance 1 "
+                f'"{result["example"]}"'
+            )
+        return lines
+
+    def _pipeline(self, steps: int) -> IrisPipeline:
+        model = self.distillation.few_step(steps)
+        return IrisPipeline(model, self.named.latent, self.named.name, self.named.options, self.size)
+
+    @torch.no_grad()
+    def _look(self, step: int) -> Seen:
+        """Mean squared distance of the student's fewest-step samples from the teacher's, in standardised latents.
+
+        Both start at the same noise. The picture has a row of samples for each number of steps.
+        """
+        chosen, rows, value = self.settings.student, [], 0.0
+        place = device_of(self.distillation)
+        if self._teachers is None:
+            guided = SamplingSettings(
+                TEACHER_STEPS,
+                guidance=chosen.guidance,
+                shift=chosen.shift,
+                iterations=chosen.teacher_iterations,
+                guidance_start=chosen.guidance_start,
+                guidance_end=chosen.guidance_end,
+            )
+            teacher = TextToLatent(self.distillation.student.text, self.distillation.teacher)
+            self._teachers = self._samples(teacher, guided)
+        for steps in sorted(chosen.steps):
+            few = self._samples(self.distillation.few_step(steps), chosen.sampling(steps))
+            rows.append(few)
+            if steps == min(chosen.steps):
+                value = (few - self._teachers).square().mean().item()
+        if self.desk.processes.first:
+            latent = self.named.latent.to(place)
+            images = torch.cat([latent.decode(z) for z in [*rows, self._teachers]])
+            pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            self.picture(f"students-{step:06d}", pixels, len(self.prompts))
+        return value, {}
+
+    def _samples(self, model: TextToLatent, sampling: SamplingSettings) -> Tensor:
+        """Standardised latents of the prompts."""
+        place, numbers = device_of(self.distillation), model.text.tokenise([*self.prompts, ""])
+        encoded = model.text(numbers.to(place))
+        text = TextCondition(*(part[:-1] for part in encoded))
+        null = TextCondition(*(part[-1:].expand(len(self.prompts), *part.shape[1:]) for part in encoded))
+        source = addressed_noise(self.settings.seed)
+        shape = (len(self.prompts), *self.task.latents.shape[1:])
+        velocity = GuidedVelocity(model.generator, text, null, sampling.guide, sampling.iterations)
+        return integrate(
+            velocity,
+            source(shape, None).to(place),
+            time_grid(sampling.steps, sampling.shift),
+            sampling.sampler,
+            lambda step: source(shape, step).to(place),
+        )

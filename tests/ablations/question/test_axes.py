@@ -1,0 +1,190 @@
+"""What a grid's axes, joined axes, conditions, exclusions, points and included grids give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid import settings_from
+
+from ablations.question.axes import points_of, values_by_setting
+from ablations.question.grid import expand
+from ablations.question.plan import RelativeTime, make_plan
+from ablations.question.settings import Grid
+from iris.errors import SettingError
+
+KNOWN = {
+    "model.mixer": "grfm",
+    "model.dim": 64,
+    "model.heads": 4,
+    "fourier.form": "phase",
+    "train.steps": 900,
+    "judge.name": "shapes",
+}
+
+
+def grid(**parts: Any) -> Grid:
+    given = {
+        "name": "g",
+        "question": "q",
+        "claim": "c",
+        "baseline": {},
+        "axes": {},
+        "zip": [],
+        "when": {},
+        "exclude": [],
+        "points": [],
+        "include": [],
+        "match": "none",
+        "decide": {},
+        "halving": None,
+    }
+    return Grid(**(given | parts))
+
+
+def points(folder: Path | None = None, **parts: Any) -> list[dict[str, Any]]:
+    return points_of(grid(**parts), KNOWN, *([folder] if folder else []))
+
+
+def test_joined_axes_move_together_and_multiply_with_the_others():
+    found = points(axes={"model.mixer": ["grfm", "attention"]}, zip=[{"model.dim": [64, 96], "model.heads": [4, 6]}])
+    assert found == [
+        {"model.mixer": mixer, "model.dim": dim, "model.heads": heads}
+        for mixer in ("grfm", "attention")
+        for dim, heads in ((64, 4), (96, 6))
+    ]
+
+
+def test_a_condition_takes_an_axis_away_and_what_is_left_counts_once():
+    found = points(
+        axes={"model.mixer": ["grfm", "attention"], "fourier.form": ["phase", "dct"]},
+        when={"fourier.form": {"model.mixer": ["grfm", "fourier"]}},
+    )
+    assert found == [
+        {"model.mixer": "grfm", "fourier.form": "phase"},
+        {"model.mixer": "grfm", "fourier.form": "dct"},
+        {"model.mixer": "attention"},
+    ]
+
+
+def test_a_condition_may_look_at_a_setting_that_is_no_axis():
+    assert points(axes={"model.dim": [64, 96]}, when={"model.dim": {"model.mixer": "attention"}}) == [{}]
+
+
+def test_exclusions_hold_for_one_value_or_several():
+    axes = {"model.mixer": ["grfm", "attention"], "model.dim": [32, 64, 96]}
+    left = points(
+        axes=axes,
+        exclude=[{"model.mixer": "attention", "model.dim": [64, 96]}, {"model.dim": 32, "model.mixer": "grfm"}],
+    )
+    assert [(point["model.mixer"], point["model.dim"]) for point in left] == [
+        ("grfm", 64),
+        ("grfm", 96),
+        ("attention", 32),
+    ]
+
+
+def test_points_are_added_after_the_product():
+    found = points(axes={"model.dim": [64]}, points=[{"model.mixer": "conv3", "train.steps": 10}])
+    assert found == [{"model.dim": 64}, {"model.mixer": "conv3", "train.steps": 10}]
+    assert values_by_setting(found) == {"model.dim": [64], "model.mixer": ["conv3"], "train.steps": [10]}
+
+
+def test_points_alone_are_a_grid():
+    assert points(points=[{"model.dim": 64}, {"model.dim": 96}]) == [{"model.dim": 64}, {"model.dim": 96}]
+
+
+def test_another_grid_joins_with_its_own_rules_and_shared_points_count_once(tmp_path):
+    (tmp_path / "other.yaml").write_text("""
+        grid: {name: other, question: q, claim: c, baseline: {}, match: none, decide: {}, axes: {model.dim: [64, 96, 128]},
+               exclude: [{model.dim: 128}]}""")
+    assert points(tmp_path, axes={"model.dim": [96, 32]}, include=["other"]) == [
+        {"model.dim": 96},
+        {"model.dim": 32},
+        {"model.dim": 64},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, "grid.axes is empty"),
+        ({"axes": {"model.dims": [1]}}, r"grid.axes: model.dims is not a trial setting \(did you mean model.dim\?\)"),
+        ({"axes": {"model.dim": []}}, "grid.axes.model.dim=.. must be a list of values"),
+        ({"axes": {"model.dim": [1, 1]}}, "lists a value twice"),
+        ({"axes": {"judge.name": ["shapes"]}}, "judge.name cannot vary"),
+        (
+            {"zip": [{"model.dim": [1, 2], "model.heads": [1]}]},
+            r"grid.zip\[0\]: its lists have different lengths: model.dim 2, model.heads 1",
+        ),
+        ({"zip": [["model.dim"]]}, r"grid.zip\[0\].* must map settings to lists"),
+        ({"axes": {"model.dim": [1]}, "zip": [{"model.dim": [2]}]}, "model.dim is an axis already"),
+        (
+            {"axes": {"model.dim": [1]}, "when": {"model.heads": {"model.dim": 1}}},
+            "grid.when: model.heads is no axis; allowed: model.dim",
+        ),
+        (
+            {"axes": {"model.dim": [1]}, "exclude": [{"model.width": 1}]},
+            "grid.exclude: model.width is not a trial setting",
+        ),
+        ({"axes": {"model.dim": [1]}, "exclude": [{"model.dim": 1}]}, "no trial is left"),
+        ({"axes": {"model.dim": [1]}, "points": [{"model.dim": 1}]}, r"grid.points\[0\].* is in the grid already"),
+        ({"include": ["mixer"]}, r"grid.include: mixer is no grid \(did you mean mixers\?\)"),
+    ],
+)
+def test_grids_that_cannot_be_used(parts, words):
+    with pytest.raises(SettingError, match=words):
+        points(**parts)
+
+
+def test_an_axis_may_be_given_on_the_command_line_in_place_of_the_grids_own():
+    settings, values = settings_from(
+        "grid=mixers",
+        "grid.axes={model.iterations: [2, 4], depth.injection: [concat, add]}",
+        "grid.baseline={model.iterations: 4}",
+        "grid.match=none",
+    )
+    names = [arm.name for arm in expand(settings, values)]
+    assert names == [
+        "iterations=4 injection=concat",
+        "iterations=2 injection=concat",
+        "iterations=2 injection=add",
+        "iterations=4 injection=add",
+    ]
+
+
+def test_two_arms_that_are_one_trial_are_refused_by_name():
+    settings, values = settings_from(
+        "grid=mixers", "grid.axes={model.mixer: [grfm, attention], spatial.decay: [learned, fixed]}"
+    )
+    with pytest.raises(
+        SettingError,
+        match="mixer=attention decay=learned and mixer=attention decay=fixed are the same trial, "
+        "spatial.decay changes nothing there",
+    ):
+        make_plan(settings, values)
+
+
+def test_grids_that_are_joined_share_their_common_trial():
+    plan = make_plan(*settings_from("grid=mixers", "grid.include=[depth]", "grid.match=none", "scale=smoke"))
+    names = [trial.arm for trial in plan.trials]
+    assert names[:5] == [f"mixer={mixer}" for mixer in ("grfm", "attention", "fourier", "recurrence", "spatial")]
+    assert "iterations=4" not in names and "iterations=2" in names  # grfm is trained with 4
+    assert len({trial.key for trial in plan.trials}) == len(names) == len(plan.arms)
+
+
+def test_times_are_kept_so_that_a_grid_planned_again_has_the_same_keys(tmp_path):
+    words = (
+        "grid=mixers",
+        "grid.axes={model.mixer: [grfm, attention]}",
+        "grid.match=latency",
+        "scale=smoke",
+        f"runs_dir={tmp_path}",
+    )
+    first, again = (make_plan(*settings_from(*words)) for _ in range(2))
+    assert [trial.key for trial in first.trials] == [trial.key for trial in again.trials]
+    arm = first.arms[1]
+    assert "latency" in arm.matched and arm.settings["model"]["mixer_width"] is not None
+    cost = RelativeTime(first.arms[0].settings, tmp_path / "times")
+    assert cost(first.arms[0].settings) == 1.0 and abs(cost(arm.settings) - 1) <= 0.05

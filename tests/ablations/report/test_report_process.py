@@ -1,0 +1,61 @@
+"""The report of a process of its own: the same files, its errors, and what stays out of the driver."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from fake_outcome import build_outcome
+
+from ablations.answer.verdict import judge_outcome
+from ablations.report import write_report
+from ablations.report.process import ReportLost, write_report_apart
+
+HEAVY = ("matplotlib", "jinja2", "scipy.stats", "triton", "transformers", "huggingface_hub", "ablations.trial.trial")
+
+
+def test_it_writes_what_the_driver_would(tmp_path):
+    outcome = build_outcome(tmp_path, steps=50)
+    page, verdict = write_report_apart(outcome, tmp_path / "apart")
+    other = write_report(outcome, tmp_path / "here")
+    assert verdict == judge_outcome(outcome).word
+    written = {file.relative_to(page.parent): file.read_bytes() for file in page.parent.rglob("*") if file.is_file()}
+    assert written == {
+        file.relative_to(other.parent): file.read_bytes() for file in other.parent.rglob("*") if file.is_file()
+    }
+    assert len(written) > 5
+
+
+def test_its_errors_are_the_drivers(tmp_path):
+    outcome = build_outcome(tmp_path, steps=50)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as error:
+        write_report_apart(outcome, tmp_path / "file")
+    assert error.value.errno and "report/build.py" in error.value.__notes__[0]
+    nothing = replace(outcome, records=[record for record in outcome.records if not record.baseline])
+    with pytest.raises(ValueError, match="has no baseline"):
+        write_report_apart(nothing, tmp_path / "report")
+
+
+def test_a_process_that_is_killed_is_told_of(tmp_path, monkeypatch):
+    shot = tmp_path / "python"
+    shot.write_text("#!/bin/sh\nkill -9 $$\n")
+    shot.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(shot))
+    with pytest.raises(ReportLost, match=r"ended with -9; the same command writes it anew"):
+        write_report_apart(build_outcome(tmp_path, steps=50), tmp_path / "report")
+
+
+def test_what_analyses_draws_and_trains_stays_out_of_the_driver(tmp_path):
+    code = f"""
+import sys
+from ablations.run import main
+assert main(sys.argv[1:]) == 1      # nothing was trained
+print("loaded", [name for name in {HEAVY} if name in sys.modules])
+"""
+    words = ["grid=mixers", "scale=smoke", "action=report"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded []"
+    assert (tmp_path / "reports" / "mixers" / "index.html").exists()
