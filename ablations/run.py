@@ -18,6 +18,7 @@ from ablations.question.compose import GROUPS, composed, options, settings_of
 from ablations.report.process import ReportLost
 from ablations.track.location import Location
 from iris.errors import SettingError
+from iris.io.masking import masked
 from iris.settings import plain_values
 
 ACTIONS = ("status", "cancel")
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if show:
             from omegaconf import OmegaConf
 
-            print(OmegaConf.to_yaml(config), end="")
+            print(masked(OmegaConf.to_yaml(config)), end="")
             return 0
         if config.action in ACTIONS:  # before torch is imported: they only read files
             from ablations.launch import actions

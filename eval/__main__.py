@@ -80,8 +80,9 @@ def _show(words: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from eval.settings import compose
+    from iris.io.masking import masked
 
-    print(OmegaConf.to_yaml(compose(words)), end="")
+    print(masked(OmegaConf.to_yaml(compose(words))), end="")
     return 0
 
 

@@ -36,6 +36,7 @@ from iris import data
 from iris.errors import SettingError
 from iris.io.files import read_json, write_json
 from iris.io.hashing import digest
+from iris.io.masking import masked
 from iris.nn.generator import Generator
 from iris.nn.mixers import OPTION_GROUPS, check_mixer
 from iris.text import TextEncoder, Vocabulary, WordEncoder
@@ -338,4 +339,4 @@ def commit() -> str:
 
 def command() -> str:
     """What the user typed."""
-    return " ".join(["python -m ablations.run", *sys.argv[1:]])
+    return " ".join(["python -m ablations.run", *map(masked, sys.argv[1:])])

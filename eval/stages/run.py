@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ablations.track.location import Location
 from eval.judges import describe, load_judge
 from eval.report.page import write_pages
 from eval.report.results import FILES, RESULTS, Results, hardware, write_results
@@ -24,15 +23,15 @@ from eval.speed.workers import WorkerError
 from eval.stages import on_images, on_runs, plan
 from eval.stages.data import described, open_data
 from eval.stages.evaluation import Evaluation, image_count
-from eval.stages.tracking import track_results
 from eval.subjects import Subject, open_subject
 from iris.errors import SettingError
+from iris.io.follower import Follower, following
+from iris.io.masking import masked
 from iris.io.progress import Progress
 from iris.settings import flatten, plain_values
 
 SAMPLES = 2048  # images of a model, where measure.samples does not say
 SHOWN = 32  # images on the page
-NO_RUN = "none"  # of the setting track
 FOLDER = "eval_results"
 # Settings that say where and how it runs, and change no number; the model's files are known by their contents.
 RUNNING = ("model", "name", "out", "track", "runs_dir", "threads")
@@ -59,11 +58,16 @@ def evaluate(words: Sequence[str], progress: Progress) -> tuple[Results, Path]:
         SettingError: a setting, a model or data that cannot be used.
         MeasureFailed: a measuring process failed; what the other measures gave is written.
     """
-    settings, location = settings_of(words), None
-    if settings.track != NO_RUN:
-        location = Location.of(settings.track, Path.cwd(), "track").check()
+    settings = settings_of(words)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    with following(settings.track, progress.say, uri=settings.track, setting="track") as follower:
+        return _evaluate(settings, words, progress, follower)
+
+
+def _evaluate(
+    settings: Settings, words: Sequence[str], progress: Progress, follower: Follower | None
+) -> tuple[Results, Path]:
     run, wanted = prepared(settings, words, progress)
     names = ", ".join(wanted)
     progress.say(f"{run.results.name} ({run.subject.kind}, {run.count:,} images, data {run.data.name}): {names}")
@@ -72,8 +76,9 @@ def evaluate(words: Sequence[str], progress: Progress) -> tuple[Results, Path]:
     failed = measured(run, wanted)
     shown = run.main.images[:SHOWN] if set(wanted) & set(IMAGES) else None
     write_pages(run.results, run.out, shown, run.captions)
-    if location is not None:
-        track_results(run.results, run.out, location, progress)
+    if follower is not None:
+        progress.say(f"sending the results to MLflow; look at runs: {follower.shows}")
+        follower.follow(run.out)
     if failed:
         raise MeasureFailed(f"{failed} (the other results: {run.out})")
     return run.results, run.out
@@ -98,7 +103,7 @@ def prepared(settings: Settings, words: Sequence[str], progress: Progress) -> tu
     check_out(run.out)
     if judge is not None:
         run.judge = _judged(lambda: load_judge(device=device, **asdict(settings.judge)))
-    results.command = shlex.join(["python", "-m", "eval", *words])
+    results.command = shlex.join(["python", "-m", "eval", *map(masked, words)])
     results.created = datetime.now(UTC).isoformat(timespec="seconds")
     results.notes += subject.notes
     return run, wanted
@@ -208,4 +213,5 @@ def _model(subject: Subject) -> dict[str, Any]:
 
 
 def _flat(words: Sequence[str]) -> dict[str, Any]:
-    return flatten(plain_values(compose(words)))
+    values = flatten(plain_values(compose(words)))
+    return values | {"track": values["track"] and masked(values["track"])}

@@ -17,19 +17,19 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
-from ablations.track.stage_tracking import Tracker, unsent
 from iris.errors import SettingError
-from iris.io.files import naming, write_json
+from iris.io.files import naming, read_json, write_json
+from iris.io.follower import MARK, Follower
 from iris.io.hashing import digest
 from iris.io.progress import Progress, clock_text
-from iris.settings import flatten, suggestion
+from iris.settings import suggestion
 from iris.stages.parts import VERSION, loop_settings
 from iris.stages.processes import Processes
 from iris.stages.settings import Settings
 from iris.training.loop import CHECKPOINT, WHOLE, Part, Task, fit
 from iris.training.safety import BatchFacts
 
-RESULT, SETTINGS, WEIGHTS, PICTURES = "result.json", "settings.json", "weights", "pictures"
+RESULT, ERROR, SETTINGS, WEIGHTS, PICTURES = "result.json", "error.json", "settings.json", "weights", "pictures"
 GAP = 2  # pixels between the pictures of a grid
 LEAST_SIDE = 64  # smaller pictures are enlarged by whole pixels to about this
 
@@ -44,7 +44,7 @@ class Desk:
     runs: Path
     progress: Progress
     processes: Processes
-    log: str
+    follower: Follower | None = None  # tells MLflow
 
     @property
     def stages(self) -> Path:
@@ -144,9 +144,9 @@ class Stage(ABC):
         with self._lock() if first else contextlib.nullcontext():
             if self.desk.processes.agree(lambda: self.done):
                 say(f"{self.name}: {self.key} is finished, taken as it is")
-                if first and unsent(self.folder):
-                    with self._tracked():
-                        say(f"{self.name}: MLflow gets what it missed")
+                if first and self.desk.follower and not (read_json(self.folder / MARK) or {"sent": True})["sent"]:
+                    say(f"{self.name}: MLflow gets what it missed")
+                    self._track()
                 return self.weights
             self.desk.processes.device  # noqa: B018 (an absent one is told before anything is made)
             given = {name: weights.make() for name, weights in self.earlier.items()}
@@ -155,7 +155,9 @@ class Stage(ABC):
             began = time.monotonic()
             if first:
                 write_json(self.folder / SETTINGS, asdict(self.settings))
-            result = self.train(given)
+                (self.folder / ERROR).unlink(missing_ok=True)
+                self._track()
+            result = self._trained(given)
             if first:
                 facts = {
                     "key": self.key,
@@ -183,23 +185,27 @@ class Stage(ABC):
         """Train ``task``, seen at each train.validate_every steps; ends with the averaged weights in its module."""
         train, progress = self.settings.train, self.desk.progress
         watched = Watched(task, look)
-        with self._tracked() as tracker:
 
-            def observe(row: dict[str, float]) -> None:
-                progress.training(self.name, row, train.batch)
-                if tracker is not None:
-                    tracker.news()
+        def observe(row: dict[str, float]) -> None:
+            progress.training(self.name, row, train.batch)
 
-            return fit(watched, loop_settings(train), self.folder, observe, watched.facts)
+        return fit(watched, loop_settings(train), self.folder, observe, watched.facts)
 
-    @contextlib.contextmanager
-    def _tracked(self) -> Iterator[Tracker | None]:
-        if self.desk.log == "none" or not self.desk.processes.first:
-            yield None
-            return
-        settings = flatten(asdict(self.settings)) | {"key": self.key, "command_folder": str(Path.cwd())}
-        with Tracker(self.folder, settings, self.desk.progress.say) as tracker:
-            yield tracker
+    def _trained(self, given: dict[str, Path]) -> dict[str, Any]:
+        """Train; the first process leaves why that failed."""
+        try:
+            return self.train(given)
+        except Exception as error:
+            with contextlib.suppress(OSError):  # a full disk is told by the error itself
+                if self.desk.processes.first:
+                    write_json(self.folder / ERROR, {"cause": type(error).__name__, "message": str(error)})
+            raise
+
+    def _track(self) -> None:
+        """Have MLflow told of it from now on."""
+        if self.desk.follower is not None:
+            write_json(self.folder / MARK, {"command_folder": str(Path.cwd()), "sent": False})
+            self.desk.follower.follow(self.folder)
 
     def picture(self, name: str, images: np.ndarray, columns: int) -> None:
         """Keep uint8 images [N, H, W, 3] as a grid, in the first process."""

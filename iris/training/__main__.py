@@ -75,7 +75,7 @@ def run(words: Sequence[str]) -> Path:
     """
     import torch
 
-    from ablations.track.location import Location
+    from iris.io.follower import following
     from iris.io.progress import Progress
     from iris.stages import stage_of
     from iris.stages.base import RESULT, Desk, check_out, publish
@@ -84,13 +84,11 @@ def run(words: Sequence[str]) -> Path:
 
     settings = settings_of(words)
     check_out(settings.out)
-    if settings.log == "mlflow":
-        Location.of(None, Path.cwd()).check()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes = Processes(settings.train.device)
-    with Progress(quiet=not processes.first) as progress:
-        stage = stage_of(words, Desk(Path(settings.runs_dir), progress, processes, settings.log))
+    with Progress(quiet=not processes.first) as progress, following(settings.log, progress.say) as follower:
+        stage = stage_of(words, Desk(Path(settings.runs_dir), progress, processes, follower))
         place = stage.make()
         if processes.first and settings.out is not None:
             place = publish(place, settings.out)
