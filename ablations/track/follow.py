@@ -1,9 +1,10 @@
 """The process that a command starts beside itself (iris/io/follower.py): it tells MLflow of what the command leaves on
 disk, whatever becomes of the command, and whatever the server does.
 
-Its standard input has its settings (uri, root and setting, as ``Location.of``; models_mb) as JSON, and then a line for each place: a grid's journal, a stage's folder, a folder
-of results. The input ends when the command does; all is sent once more then, as long as the store answers. Its standard
-output has a line for each thing that the command is to know, in the words of ``Follower``.
+Its standard input has its settings as JSON (uri, root and setting of ``Location.of``, and models_mb), and then a line for
+each place: a grid's journal, a stage's folder, a folder of results. The input ends when the command does; all is sent
+once more then, as long as the store answers. Its standard output has a line for each thing that the command is to know:
+"ready" and what shows the runs, "refused" and why, "said" and a sentence, "missing" and one about what is not sent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from ablations.track.location import Location
+from ablations.track.location import Location, unreachable
 from iris.errors import SettingError
 from iris.io.follower import MARK
 
@@ -49,24 +50,27 @@ class Following:
         self._news = threading.Event()
         self._said: set[type[Exception]] = set()
         self._quiet_until = 0.0
+        self._gone = False  # the store, when all was to be sent once more
 
     def listen(self, lines: Iterable[str]) -> None:
         """Take places in until the command ends."""
-        for line in lines:
-            self.works.append(work_of(Path(line.rstrip("\n")), self.models_mb))
+        try:
+            for line in lines:
+                self.works.append(work_of(Path(line.rstrip("\n")), self.models_mb))
+                self._news.set()
+        finally:
+            self.over.set()
             self._news.set()
-        self.over.set()
-        self._news.set()
 
     def work(self) -> None:
-        """Bring the store up again and again; and once more after the end, to what others tell of until then, too."""
+        """Bring the store up again and again, and once more after the end; then also to what others told of until now."""
         while not self.over.is_set():
             self._news.wait(LOOK_SECONDS)
             self._news.clear()
             for work in list(self.works) if time.monotonic() >= self._quiet_until else ():
                 self._bring(work, alive=True)
         left = list(self.works)
-        while left := [work for work in left if not self._bring(work, alive=False)]:
+        while left := [work for work in left if not self._gone and not self._bring(work, alive=False)]:
             time.sleep(0.1)
 
     def wait(self, worker: threading.Thread) -> list[str]:
@@ -96,6 +100,7 @@ class Following:
             failed = {work.name: error}
         for what, error in failed.items():
             self._quiet_until = time.monotonic() + RETRY_SECONDS
+            self._gone = not alive and unreachable(error)
             self._trouble(what, error)
         return True
 
@@ -126,7 +131,8 @@ def main() -> None:
         with contextlib.suppress(OSError):  # the command was killed
             print(word, " ".join(text.split()), file=answers, flush=True)
 
-    settings = {"uri": None, "root": ".", "setting": "track.uri", "models_mb": 0.0} | json.loads(sys.stdin.readline())
+    settings = {"uri": None, "root": ".", "setting": "track.uri", "models_mb": 0.0}
+    settings |= json.loads(sys.stdin.readline() or "{}")
     try:
         location = Location.of(settings["uri"], Path(settings["root"]), settings["setting"]).check()
     except SettingError as error:

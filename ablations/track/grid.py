@@ -15,7 +15,7 @@ from ablations.answer.records import GridOutcome, PlannedTrial, TrialRecord
 from ablations.track.journal import LOCK, Journal
 from ablations.track.mlflow_model import SavedModel
 from ablations.track.store import RunContent
-from ablations.track.work import Work, as_params, numbers
+from ablations.track.work import Work, as_params, data_tags, numbers
 
 DIGEST_LENGTH = 36  # MLflow's limit for a dataset digest
 SUMMARY = ("fid", "clip_score", "accuracy_caption", "latency_ratio", "peak_memory_mb", "params_m")
@@ -40,7 +40,7 @@ class Grid(Work):
         return self.journal.header().name
 
     def content(self, alive: bool) -> RunContent:
-        status = self.journal.read().status()
+        status = self.journal.read().status
         return grid_content(self.journal, status or ("RUNNING" if alive else "KILLED"))
 
     def children(self, parent_id: str, status: str) -> Iterator[tuple[str, RunContent]]:
@@ -155,12 +155,8 @@ def summary(outcome: GridOutcome) -> dict[str, float]:
 
 def common_tags(header: GridOutcome) -> dict[str, str]:
     """Tags of a grid's run and of its trials': what it is about."""
-    return {
+    return data_tags(header.data, header.judge) | {
         "grid": header.name,
-        "judge": str(header.judge.get("name", "none")),
-        "judge_sha256": str(header.judge.get("sha256", "")),
-        "data": str(header.data.get("name", "")),
-        "data_fingerprint": str(header.data.get("fingerprint", "")),
         "git_commit": header.commit,
         "mlflow.source.name": "ablations.run",
         "mlflow.source.git.commit": header.commit.removesuffix("+changes"),

@@ -65,7 +65,7 @@ class Journal:
 
     def release(self) -> None:
         """Let others write."""
-        self._lock.release()
+        self._lock.release(force=True)
 
     def plan(self, header: GridOutcome, trials: Sequence[PlannedTrial], params: Mapping[str, str]) -> None:
         """The grid as planned; the header's records are not read."""
@@ -91,7 +91,7 @@ class Journal:
 
     def left(self) -> None:
         """The driver leaves what runs; what had ended has ended."""
-        if self.status() is None:
+        if self.status is None:
             self._append("end", True, status="RUNNING")
 
     def _append(self, kind: str, again: bool, **facts: Any) -> None:
@@ -145,6 +145,7 @@ class Journal:
         end = self._lines["end"] if self._newest == "end" else {}
         return end | {"report": self._absolute(end["report"])} if end.get("report") else end
 
+    @property
     def status(self) -> str | None:
         """FINISHED, FAILED or KILLED; RUNNING: its driver left it; None: it has not ended, or its driver was killed."""
         return self.end.get("status")

@@ -8,6 +8,7 @@ each point of a curve logged once (MLflow knows the last step of each curve).
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import logging
 import math
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ablations.track.curves import CurveFile, MetricPoint, metric_name
 from ablations.track.location import Location
@@ -58,7 +61,7 @@ class RunContent:
         inputs: (context, arguments of mlflow.entities.Dataset).
         files: path among the artifacts -> file, if it is there.
         samples: a samples.npz, drawn as pictures.
-        written: when its results were, in ms; None: now.
+        written: when its results were written, in ms; None: now.
     """
 
     mark: tuple[str, str]
@@ -99,7 +102,7 @@ class Store:
         """The runs of an experiment, which is made when it is not there."""
         file = self.location.file
         # Processes that meet on a missing sqlite file leave it without a part of its tables.
-        with _locked(file) if file else contextlib.nullcontext():
+        with FileLock(f"{file}.lock") if file else contextlib.nullcontext():
             if self._client is None:
                 self._client = _connected(self.location.uri, file)
             if experiment not in self._experiments:
@@ -135,9 +138,9 @@ class Runs:
         Runs that were not looked for are made. Of several with one mark, which were made by calls whose answers were
         lost, a finished or else the oldest one is kept.
         """
-        found = list(self._search(f"tags.{by or tag} = '{value}'"))
+        found = [run for run in self._search(f"tags.{by or tag} = '{value}'") if tag in run.data.tags]
         for run in sorted(found, key=lambda run: run.info.status != "FINISHED"):
-            mark = tag, run.data.tags.get(tag, "")
+            mark = tag, run.data.tags[tag]
             if mark in self._known:
                 self._client.delete_run(run.info.run_id)
             else:
@@ -293,20 +296,16 @@ def _connected(uri: str, file: Path | None) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     from mlflow import MlflowClient
 
+    gc.freeze()  # looking through MLflow's own objects again and again takes a tenth of the time
     if file and not file.exists():
-        # Made beside and renamed: a kill between its tables leaves what MLflow never opens again.
-        new = file.with_name(f".{file.name}.new")
-        for left in (new, new.with_name(f"{new.name}-journal")):
-            left.unlink(missing_ok=True)
+        # Made beside and renamed: a kill between its tables leaves what MLflow never opens again. MLflow keeps what it
+        # knows of a name for as long as the process lives.
+        for left in file.parent.glob(f".{file.name}.new*"):
+            left.unlink()
+        new = file.with_name(f".{file.name}.new{time.time_ns()}")
         MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
         new.replace(file)
     return MlflowClient(tracking_uri=uri)
-
-
-def _locked(file: Path) -> contextlib.AbstractContextManager[Any]:
-    from filelock import FileLock
-
-    return FileLock(f"{file}.lock")
 
 
 def _user() -> str:

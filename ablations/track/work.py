@@ -26,9 +26,10 @@ RESULT_FILES = (RESULTS, "per_image.csv", "report.md", "index.html", "duplicates
 
 
 class Work(ABC):
-    """What lies at ``place``: a run of an experiment, perhaps with child runs; and what of it a store has.
+    """What lies at ``place``, which is to be a run of an experiment, perhaps with child runs.
 
     Attributes:
+        rest: how what the store does not have gets there, for messages.
         lock: who holds it tells of the work, alone.
         worked_on: the lock of who does the work.
         points: of curves, that were sent.
@@ -116,8 +117,9 @@ class Stage(Work):
 
     def _sync(self, store: Store, content: RunContent) -> None:
         super()._sync(store, content)
-        if content.status == "FINISHED":
-            write_json(self.place / MARK, (read_json(self.place / MARK) or {}) | {"sent": True})
+        mark = read_json(self.place / MARK) or {}
+        if content.status == "FINISHED" and not mark.get("sent"):
+            write_json(self.place / MARK, mark | {"sent": True})
 
     def _status(self, alive: bool) -> str:
         for file, status in {"result.json": "FINISHED", "error.json": "FAILED"}.items():
@@ -146,13 +148,30 @@ class Evaluation(Work):
             mark=("results_sha256", file_sha256(self.place / RESULTS)),
             name=results["name"],
             status="FINISHED",
-            tags=as_params({name: results[name] for name in ("model", "data", "judge", "hardware", "command")})
-            | {"kind": "evaluation", "mlflow.source.name": "eval"},
+            tags=evaluation_tags(results),
             params=as_params(results["settings"]),
             values=numbers(values),
             files={name: self.place / name for name in RESULT_FILES},
             written=int(datetime.fromisoformat(results["created"]).timestamp() * 1000),
         )
+
+
+def evaluation_tags(results: Mapping[str, Any]) -> dict[str, str]:
+    """What was measured, on what, and by what."""
+    model = results["model"]
+    about = {"model": model["path"], "model_kind": model["kind"], "model_fingerprint": model["fingerprint"]}
+    about |= {"kind": "evaluation", "command": results["command"], "mlflow.source.name": "eval"}
+    return data_tags(results["data"], results["judge"]) | as_params(about | {"hardware": results["hardware"]})
+
+
+def data_tags(data: Mapping[str, Any], judge: Mapping[str, Any]) -> dict[str, str]:
+    """Tags by which runs on the same data and by the same judge are found."""
+    return {
+        "judge": str(judge.get("name", "none")),
+        "judge_sha256": str(judge.get("sha256", "")),
+        "data": str(data.get("name", "")),
+        "data_fingerprint": str(data.get("fingerprint", "")),
+    }
 
 
 def as_params(settings: Mapping[str, Any]) -> dict[str, str]:

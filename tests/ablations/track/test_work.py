@@ -109,7 +109,7 @@ def test_an_evaluation_is_one_run_of_its_results(tmp_path, told):
     values = {"fid": 12.5, "fid_se": 0.5, "fid_low": 11.5}
     expected = {f"{name}/shapes": value for name, value in values.items()}
     assert run.data.metrics == expected | {"latency_ms": 12.5, "latency_ms_low": 11.5, "seconds/quality": 3.0}
-    assert run.data.params == {"measure.samples": "64", "track": "None"} and run.data.tags["judge.sha256"] == "j"
+    assert run.data.params == {"measure.samples": "64", "track": "None"} and run.data.tags["judge_sha256"] == "j"
     assert {item.path for item in told.client.list_artifacts(run.info.run_id)} == {"results.json", "report.md"}
     (folder / "results.json").write_text(json.dumps(results | {"created": "2026-01-02T00:00:00+00:00"}))
     told.tell(Evaluation(folder))
