@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from eval.report.comparison import Comparison
-    from eval.report.results import Results
+    from eval.stages.results import Results
     from eval.speed.latency import SpeedAndMemory
     from iris.io.progress import Progress
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Read or measure both sides, compare them, print and write the comparison."""
     from eval.report.comparison import compare_results
-    from eval.report.results import read_results
+    from eval.stages.results import read_results
     from iris.errors import SettingError
     from iris.io.progress import Progress
 
@@ -110,7 +110,7 @@ def run(given: argparse.Namespace) -> int:
 
 def is_results(place: str) -> bool:
     """Whether a path holds results; anything else is a model to be measured."""
-    from eval.report.results import RESULTS
+    from eval.stages.results import RESULTS
 
     path = Path(place).expanduser()
     return path.suffix == ".json" or (path / RESULTS).is_file()
@@ -196,7 +196,7 @@ def print_comparison(
 
 def difference_cells(one: Any) -> list[str]:
     """A, B, B - A and the interval, to the digits that it allows."""
-    from eval.report.results import Number
+    from eval.stages.results import Number
     from eval.report.tables import digits_of
 
     digits = digits_of(Number(one.value, "", "", one.low, one.high, one.standard_error, None, "", one.n))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.report.results import Number
+from eval.stages.results import Number
 from eval.speed.caps import CapResult, caps_held, proven
 from eval.speed.latency import LatencyResult
 from eval.speed.memory import PartMemory, measure_memory, measure_memory_by_part

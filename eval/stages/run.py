@@ -17,7 +17,7 @@ import torch
 from ablations.track.location import Location
 from eval.judges import describe, load_judge
 from eval.report.page import write_pages
-from eval.report.results import FILES, RESULTS, Results, hardware, write_results
+from eval.stages.results import FILES, RESULTS, Results, hardware, write_results
 from eval.settings import IMAGES, Settings, compose, settings_of
 from eval.speed.caps import CapError
 from eval.speed.workers import WorkerError

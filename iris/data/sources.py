@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 WORLDS: dict[str, World] = {world.name: world for world in (shapes.WORLD, shapes2.WORLD)}
-WORLD_COUNTS = {"train": 16_384, "validation": 2_048, "heldout": 2_048}
+WORLD_COUNTS = {"train": 16_384, "validation": 4_096, "heldout": 1_024}
 VALIDATION_SHARE = 0.1  # of the rows of files that bring no validation split
 SAMPLED, BLOCKS = 1 << 16, 16  # a file's fingerprint reads 16 blocks of 64 KiB
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -73,9 +73,9 @@ def load(
         image_column, text_column: names in the files (for folder, the images are always "image").
         labels: names of the classes, when the text column holds bare integers.
         train: pictures of the split; None: 16,384 drawn ones, or all there are in the files (which it only limits).
-        validation: pictures of the split, or a share of the rows between 0 and 1; None: 2,048 drawn ones, or every row
+        validation: pictures of the split, or a share of the rows between 0 and 1; None: 4,096 drawn ones, or every row
             of the files' own validation (else test) split, or a tenth of the rows, chosen by a fixed hash.
-        heldout: pictures of that split of a drawn world (None: 2,048); files have none.
+        heldout: pictures of that split of a drawn world (None: 1,024); files have none.
         seed: of a drawn world's pictures.
 
     Raises:

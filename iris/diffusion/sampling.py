@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from iris.errors import SettingError, require_choice
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator
 from iris.randomness import addressed, image_noise
+from iris.settings import setting
 
 # Unit noise of a shape [N, C, h, w] for the start (None) or for a step of the stochastic sampler.
 Noise = Callable[[tuple[int, ...], int | None], Tensor]
@@ -54,6 +56,36 @@ class SamplingSettings:
     def evaluations(self) -> int:
         """Generator evaluations (NFE) for one image; a guided one counts twice."""
         return evaluations(self.sampler, time_grid(self.steps, self.shift), self.guide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Settings sample.*: how images are made; null leaves a value to the model, or to the pipeline's own call."""
+
+    steps: int | None = setting(None, "of the flow", low=1)
+    sampler: str | None = setting(None, "euler, heun, midpoint, stochastic")
+    guidance: float | None = setting(None, "1: none", low=0)
+    guidance_start: float | None = setting(None, "guidance acts at times from here", low=0, high=1)
+    guidance_end: float | None = setting(None, "to here", low=0, high=1)
+    guidance_rescale: float | None = setting(None, "how far contrast is brought back", low=0, high=1)
+    shift: float | None = setting(None, "of the times", low=0, above=True)
+    iterations: int | None = setting(None, "passes through the core; null: as trained", low=1)
+    height: int | None = setting(None, "of a diffusers pipeline, pixels", low=8)
+    width: int | None = setting(None, "of a diffusers pipeline, pixels", low=8)
+    batch: int | None = setting(None, "images at once; null: what a processor's memory takes", low=1, result=False)
+
+    def given(self, kind: str, known: Sequence[str]) -> dict[str, Any]:
+        """What is set, ``batch`` apart.
+
+        Raises:
+            SettingError: one of it means nothing for this kind of model.
+        """
+        values = {name: value for name, value in vars(self).items() if value is not None and name != "batch"}
+        for name in values:
+            if name not in known:
+                allowed = ", ".join(f"sample.{one}" for one in known) or "none"
+                raise SettingError(f"sample.{name} means nothing for kind={kind}; its settings: {allowed}")
+        return values
 
 
 class GuidedVelocity:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor
 from iris.diffusion.flow import integrate, time_grid
 from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise
 from iris.errors import SettingError
+from iris.io.pixels import to_pixels
 from iris.model import TextToLatent, device_of, read_folder
 from iris.nn.condition import TextCondition
 from iris.pipeline import IrisPipeline
-from iris.stages.base import Seen, shown
-from iris.stages.data import check_stored
-from iris.stages.flow import LatentStage
-from iris.stages.vae import NamedLatent
+from iris.settings import facts
+from iris.stages.flow import OnLatents, frozen_text_of
+from iris.stages.latent import NamedLatent
+from iris.stages.trained import Seen, shown
 from iris.training.distill_task import Distillation, DistillTask
 
 TEACHER_STEPS = 16  # of the pictures that a student is held against
@@ -30,57 +30,67 @@ def students(weights: Path, steps: tuple[int, ...]) -> dict[int, Path]:
     return {count: weights / f"steps-{count}" if count != max(steps) else weights for count in sorted(steps)}
 
 
-class DistillStage(LatentStage):
-    """Distil the teacher that ``earlier`` has; the latent, the text encoder and their size are its own."""
+class StudentStage(OnLatents):
+    """Distil the teacher that it starts from; the latent, the text encoder and their size are the teacher's own."""
+
+    kind = "student"
+    stage = "distill"
+
+    @property
+    def label(self) -> str:
+        return f"student {self.recipe.student.method}"
+
+    def frozen_text(self) -> tuple[Any, str] | None:
+        return frozen_text_of(self.start)
 
     def check(self) -> None:
-        check_stored(self.settings.data, self.name)
-        super().check()
-        settings = self.settings
-        if settings.student.method == "shortcut" and settings.train.batch < 2:
-            raise SettingError(f"train.batch={settings.train.batch} must be at least 2 with student.method=shortcut")
+        recipe = self.recipe
+        if self.live:
+            raise SettingError(
+                f"data.live=true: stage={self.stage} trains on what is stored; allowed: false (stages class, text and "
+                "aesthetic may read live)"
+            )
+        if recipe.student.method == "shortcut" and self.training.batch < 2:
+            raise SettingError(f"distill.batch={self.training.batch} must be at least 2 with student.method=shortcut")
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"student": asdict(self.settings.student)}
+        return super().facts() | {"student": facts(self.recipe.student)}
 
-    def train(self, given: dict[str, Path]) -> dict[str, Any]:
-        settings, parts = self.settings, read_folder(given["start"])
+    def work(self) -> dict[str, Any]:
+        recipe, parts = self.recipe, read_folder(self.start.make())
         if parts.size != self.size:
-            teacher = f"from={settings.start}"
-            raise SettingError(f"data.size={self.size} must be {parts.size}, as the teacher {teacher} has it")
+            raise SettingError(
+                f"data.size={self.size} must be {parts.size}, as the teacher start={recipe.start} has it"
+            )
         self.named = NamedLatent(*parts[1:4])
-        encodings = self.encoded(self.named, parts.model.text)
-        text = encodings.embedded or parts.model.text
-        self.distillation = Distillation(TextToLatent(text, parts.model.generator), settings.student, settings.seed)
+        given = self.material()
+        text = given.embedded or parts.model.text
+        self.distillation = Distillation(TextToLatent(text, parts.model.generator), recipe.student, recipe.seed)
         # A frozen encoder's captions are those of the data; what is looked at must be among them.
-        prompts = self._prompts(encodings.held_captions or encodings.captions)
-        self.prompts = [prompts[i % len(prompts)] for i in range(settings.sample.count)]
+        self.shown = self.prompts(given.held_captions or given.captions)
         self.task = DistillTask(
             self.distillation,
-            encodings.latents,
-            text.tokenise(encodings.captions),
+            given.latents,
+            text.tokenise(given.captions),
             text.tokenise([""])[0],
-            settings.train.batch,
-            settings.seed,
-            settings.train.steps,
+            self.training.batch,
+            recipe.seed,
+            self.training.steps,
         )
         self._teachers: Tensor | None = None
         self.fit(self.task, self._look)
-        if self.desk.processes.first:
-            shutil.rmtree(self.weights, ignore_errors=True)
-            for steps, folder in students(self.weights, settings.student.steps).items():
+        if self.context.processes.first:
+            shutil.rmtree(self.place, ignore_errors=True)
+            for steps, folder in students(self.place, recipe.student.steps).items():
                 self._pipeline(steps).save(folder)
-        return {"metrics": {}, "example": shown(encodings.captions)}
+        return {"example": shown(given.captions)}
 
-    def usage(self, weights: Path, result: dict[str, Any]) -> list[str]:
-        lines = []
-        for steps, folder in students(weights, self.settings.student.steps).items():
-            sampling = self.settings.student.sampling(steps)
-            lines.append(
-                f"python -m iris --model {folder} --steps {steps} --sampler {sampling.sampler} --guidance 1 "
-                f'"{result["example"]}"'
-            )
-        return lines
+    def usage(self, weights: Path) -> list[str]:
+        example = self.result["example"]
+        return [
+            f'python -m iris --model {folder} "{example}"'
+            for folder in students(weights, self.recipe.student.steps).values()
+        ]
 
     def _pipeline(self, steps: int) -> IrisPipeline:
         model = self.distillation.few_step(steps)
@@ -92,7 +102,7 @@ class DistillStage(LatentStage):
 
         Both start at the same noise. The picture has a row of samples for each number of steps.
         """
-        chosen, rows, value = self.settings.student, [], 0.0
+        chosen, rows, value = self.recipe.student, [], 0.0
         place = device_of(self.distillation)
         if self._teachers is None:
             guided = SamplingSettings(
@@ -110,21 +120,20 @@ class DistillStage(LatentStage):
             rows.append(few)
             if steps == min(chosen.steps):
                 value = (few - self._teachers).square().mean().item()
-        if self.desk.processes.first:
+        if self.context.processes.first:
             latent = self.named.latent.to(place)
             images = torch.cat([latent.decode(z) for z in [*rows, self._teachers]])
-            pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            self.picture(f"students-{step:06d}", pixels, len(self.prompts))
+            self.picture(f"students-{step:06d}", to_pixels(images).cpu().numpy(), len(self.shown))
         return value, {}
 
     def _samples(self, model: TextToLatent, sampling: SamplingSettings) -> Tensor:
         """Standardised latents of the prompts."""
-        place, numbers = device_of(self.distillation), model.text.tokenise([*self.prompts, ""])
+        place, numbers = device_of(self.distillation), model.text.tokenise([*self.shown, ""])
         encoded = model.text(numbers.to(place))
         text = TextCondition(*(part[:-1] for part in encoded))
-        null = TextCondition(*(part[-1:].expand(len(self.prompts), *part.shape[1:]) for part in encoded))
-        source = addressed_noise(self.settings.seed)
-        shape = (len(self.prompts), *self.task.latents.shape[1:])
+        null = TextCondition(*(part[-1:].expand(len(self.shown), *part.shape[1:]) for part in encoded))
+        source = addressed_noise(self.recipe.seed)
+        shape = (len(self.shown), *self.task.latents.shape[1:])
         velocity = GuidedVelocity(model.generator, text, null, sampling.guide, sampling.iterations)
         return integrate(
             velocity,
