@@ -59,7 +59,7 @@ def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], 
     """The Markdown page."""
     import torch
 
-    from eval.speed.process import processor_name
+    from iris.io.machine import processor_name
 
     names = {
         "plan": "plan: expand, match parameters, check and name every trial",

@@ -18,7 +18,7 @@ from eval.speed.caps import CAPS_MB, caps_held
 from eval.speed.latency import LatencyResult, Timed, interleave
 from eval.speed.memory import RUNS
 from eval.speed.parts import repeat_for
-from eval.speed.process import processor_name
+from iris.io.machine import processor_name
 from eval.speed.workers import STEADY_HEAP, Loader, Worker
 
 PARTS = ("text", "generator", "decoder")

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.presets import command
 from eval.speed.latency import LatencyResult, few_rounds, measure_latency
-from eval.speed.process import processor_name
+from iris.io.machine import processor_name
 from eval.speed.workers import Loader
 
 TARGET = 0.10  # of the ratio

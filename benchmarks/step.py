@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from eval.speed.process import processor_name
+from iris.io.machine import processor_name
 from iris.data import open_source
 from iris.diffusion.flow import interpolate
 from iris.model import TextToLatent, read_folder

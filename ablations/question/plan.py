@@ -31,7 +31,7 @@ from ablations.trial.model import (
 )
 from ablations.trial.stages import Stages
 from eval.judges import describe
-from eval.speed.process import processor_name
+from iris.io.machine import processor_name
 from iris import data
 from iris.errors import SettingError
 from iris.io.files import read_json, write_json

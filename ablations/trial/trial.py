@@ -25,7 +25,7 @@ from eval.metrics.clip_score import clip_score
 from eval.metrics.fid import frechet_distance, frechet_jackknife
 from eval.metrics.kid import kid
 from eval.speed.flops import count_flops
-from eval.speed.process import processor_name
+from iris.io.machine import processor_name
 from iris.diffusion.sampling import SamplingSettings
 from iris.io.files import read_json, write_json
 from iris.io.pixels import to_images

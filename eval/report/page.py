@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from eval.stages.results import DUPLICATES, PAGE, PER_IMAGE, REPORT, Results
+from eval.results import DUPLICATES, PAGE, PER_IMAGE, REPORT, Results
 from eval.report.tables import facts, tables_of
 from iris.io.files import write_atomically
 

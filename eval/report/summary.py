@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from eval.stages.results import PAGE, Results
+from eval.results import PAGE, Results
 from eval.report.tables import WHY, Table, headline, skills, targets
 
 LEFT = ("verdict", "asked for", "measured", "")  # columns of words

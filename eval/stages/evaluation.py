@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from eval.metrics.features import judge_facts
+from eval.results import hardware
 from eval.settings import Measure
 from eval.stages.data import RealData, Rows
 from eval.stages.features import ImageFeatures, Reference
@@ -20,6 +21,8 @@ from eval.stages.makers import Maker
 from iris.stages.engine import Context
 
 CHUNK = 256
+SAMPLES = 2048  # images of a model, where measure.samples does not say
+MACHINE = ("processor", "gpu", "torch")  # what a number says of the hardware
 
 
 @dataclass(frozen=True)
@@ -27,47 +30,61 @@ class Evaluation:
     """What measures are taken on.
 
     Attributes:
-        stored: images that were there; None: ``maker`` makes them.
-        count: images of the main set.
+        made: what makes the images, or images that were there.
         seed: of the images' noise, and of random choices in a method.
     """
 
     context: Context
     measure: Measure
-    maker: Maker
+    made: Maker | Stored
     data: RealData
     judging: Judging
-    count: int
     seed: int
-    stored: Stored | None = None
+
+    @property
+    def maker(self) -> Maker | None:
+        """What makes the images; None: they were there."""
+        return self.made if isinstance(self.made, Maker) else None
+
+    @property
+    def count(self) -> int:
+        """Images of the main set, or more than there are captions."""
+        return self.made.count if isinstance(self.made, Stored) else self.measure.samples or SAMPLES
 
     @cached_property
     def main(self) -> Images | Stored:
         """Images of the data's captions, or those that are stored."""
-        return self.stored or self.images(CaptionSet(MAIN, self.data, self.data.split, self.count))
+        if isinstance(self.made, Stored):
+            return self.made
+        return self.images(CaptionSet(MAIN, self.data, self.data.split, self.count))
 
     @cached_property
     def heldout(self) -> Images | None:
         """Images of combinations that training never showed, where the data has some and they are wanted."""
-        if self.stored is not None or not self.measure.heldout or self.data.world is None:
+        if self.maker is None or not self.measure.heldout or self.data.world is None:
             return None
         return self.images(CaptionSet(HELDOUT, self.data, "heldout", self.measure.heldout))
+
+    @property
+    def named(self) -> dict[str, Images | Stored]:
+        """The sets whose captions name attributes."""
+        return {name: one for name, one in ((MAIN, self.main), (HELDOUT, self.heldout)) if one is not None}
 
     @cached_property
     def searched(self) -> tuple[str, Images | Stored]:
         """The set in which copies are looked for: a model copies, if it does, on captions it was trained on."""
-        if self.data.world is None or self.stored is not None:
+        if self.data.world is None or self.maker is None:
             return MAIN, self.main
         chosen = self.measure.duplicates.samples
         return TRAINED, self.images(CaptionSet(TRAINED, self.data, "train", chosen, self.data.seed + 1))
 
     def images(self, captions: CaptionSet) -> Images:
         """A set of images."""
-        return Images(self.context, self.maker, captions, self.seed)
+        return Images(self.context, self.made, captions, self.seed)
 
     def features(self, images: Images | Stored) -> ImageFeatures:
         """Judge features of a set of images."""
-        return ImageFeatures(self.context, self.judging, images, self.maker.size)
+        return ImageFeatures(self.context, self.judging, images, self.made.size)
 
     def reference(self, split: str, count: int | None) -> Reference:
         """Judge features of real images; None: as many as the data's default."""
@@ -78,9 +95,18 @@ class Evaluation:
         """Tells the progress of a work."""
         return lambda done, total=None: self.context.progress.done(f"judge {self.judging.name}: {work}", done, total)
 
+    def made_with(self) -> dict[str, Any]:
+        """How the images were made, and on what."""
+        machine = hardware()
+        known = {"threads": torch.get_num_threads(), "hardware": {k: machine[k] for k in MACHINE if k in machine}}
+        if self.maker is None:
+            return known
+        made = {name: getattr(self.maker, name) for name in ("sampling", "dtype", "device")}
+        return known | {"images_seed": self.seed} | made
+
     def judged(self, **facts: Any) -> dict[str, Any]:
         """What numbers of the judge were made with."""
-        return {**judge_facts(self.judging.judge, self.maker.size), "threads": torch.get_num_threads(), **facts}
+        return judge_facts(self.judging.judge, self.made.size) | self.made_with() | facts
 
 
 def in_parts(images: np.ndarray, captions: list[str]) -> Iterator[Rows]:

@@ -71,7 +71,7 @@ class ImageFeatures(Judged):
 
     @property
     def label(self) -> str:
-        return f"judge {self.judging.name}: {getattr(self.images, 'label', 'images')}"
+        return f"judge {self.judging.name}: {self.images.label}"
 
     def work(self) -> dict[str, Any]:
         judge, images = self.judging.judge, self.images.images()
@@ -122,5 +122,3 @@ def features_of(judge: Judge, parts: Iterable[np.ndarray | Tensor], report: Any 
         if report is not None:
             report(done, total)
     return torch.cat(found) if found else torch.empty(0, judge.feature_width)
-
-

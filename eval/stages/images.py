@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from eval.stages.data import DrawnWorld, RealData
 from eval.stages.makers import Maker
 from eval.subjects import Subject
+from iris.errors import SettingError
 from iris.io.files import write_json
 from iris.stages.engine import Context, Stage
 
@@ -24,7 +25,7 @@ WORDS = {MAIN: "images", HELDOUT: "images of held-out combinations", TRAINED: "i
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions of a data set: the first ``count`` of a split, known before they are read.
+    """Captions of a data set: the first ``count`` of a split, or all that it has, known before they are read.
 
     ``seed``: of a drawn world's captions, where they are other ones than its pictures have.
     """
@@ -41,7 +42,7 @@ class CaptionSet:
         return {"data": self.data.fingerprint(self.split), "split": self.split, "count": self.count} | other
 
     def read(self) -> list[str]:
-        """All of them."""
+        """At most ``count``."""
         if self.seed is not None and isinstance(self.data, DrawnWorld):
             return self.data.captions(self.split, self.count, self.seed)
         return self.data.captions(self.split, self.count)
@@ -53,7 +54,7 @@ class Images(Stage):
     kind = "images"
 
     def __init__(self, context: Context, maker: Maker, captions: CaptionSet, seed: int) -> None:
-        super().__init__(context, maker.needs)
+        super().__init__(context, {"model": maker.work})
         self.maker, self.set, self.seed = maker, captions, seed
 
     @property
@@ -61,10 +62,8 @@ class Images(Stage):
         return WORDS[self.set.name]
 
     def facts(self) -> dict[str, Any]:
-        own = {} if self.maker.needs else {"model": self.maker.key}
-        sub = {"sub": self.maker.sub} if getattr(self.maker, "sub", "") else {}
-        made = {"sampling": self.maker.sampling, "dtype": self.maker.dtype, "captions": self.set.facts()}
-        return own | sub | made | {"seed": self.seed}
+        made = {"sampling": self.maker.sampling, "dtype": self.maker.dtype}
+        return made | {"captions": self.set.facts(), "seed": self.seed}
 
     @property
     def begun(self) -> bool:
@@ -78,7 +77,10 @@ class Images(Stage):
     def work(self) -> dict[str, Any]:
         subject, captions = self.maker.open(), self.captions
         subject.check(captions)
-        sha256 = _make(subject, captions, self.seed, self.folder, self._report)
+        try:
+            sha256 = _make(subject, captions, self.seed, self.folder, self._report)
+        except ValueError as error:  # what cannot be measured, such as pixels that are not finite
+            raise SettingError(str(error)) from error
         write_json(self.folder / CAPTIONS, captions)
         return {"sha256": sha256, "model": subject.facts(), "name": subject.name}
 
@@ -127,18 +129,33 @@ def _join(files: list[Path], target: Path, total: int) -> str:
 
 
 class Stored:
-    """Images that were there: the same interface, nothing to make."""
+    """Images that were there: the same interface, nothing to make.
+
+    Args:
+        count: the first so many; None: all.
+
+    Raises:
+        SettingError: more are asked for than are stored.
+    """
 
     done = True
+    label = WORDS[MAIN]
 
-    def __init__(self, subject: Subject, count: int) -> None:
-        self.subject, self.count, self.key = subject, count, subject.fingerprint
-        self.captions = None if subject.captions is None else subject.captions[:count]
-        self.result = {"model": subject.facts()}
+    def __init__(self, subject: Subject, count: int | None = None) -> None:
+        if count is not None and count > subject.count:
+            raise SettingError(f"measure.samples={count}: {subject.model} holds {subject.count} images")
+        self.subject, self.count, self.size = subject, count or subject.count, subject.size
+        self.key = f"{subject.fingerprint}, the first {self.count}"
+        self.captions = None if subject.captions is None else subject.captions[: self.count]
+        self.result: dict[str, Any] = {"model": subject.facts()}
 
     def make(self) -> Path:
         """Where they lie."""
         return self.subject.root
+
+    def chain(self) -> Iterator[Stage]:
+        """Nothing is made."""
+        return iter(())
 
     @cached_property
     def _pixels(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.metrics.bootstrap import bootstrap_interval, wilson_interval
+from eval.metrics.clip_score import clip_scores
 from eval.metrics.duplicates import QUANTILE, Duplicates, find_duplicates
 from eval.metrics.fid import frechet_distance
 from eval.metrics.images import to_float
@@ -23,8 +23,9 @@ from eval.stages.data import Rows, attributes_of, fresh_pictures
 from eval.stages.evaluation import CHUNK, Evaluation, in_parts
 from eval.stages.features import features_of
 from eval.stages.images import HELDOUT, MAIN, TRAINED, Images, Stored
-from eval.stages.results import DUPLICATES, Number
-from iris.io.files import write_json
+from eval.report.duplicates_page import expected_high, write_page
+from eval.results import DUPLICATES, Number
+from iris.io.files import read_json, write_json
 from iris.settings import facts
 from iris.stages.engine import Stage
 
@@ -80,14 +81,12 @@ class Score(Stage):
 
     def scores(self) -> Scores:
         """As they are on disk."""
-        known = json.loads((self.folder / SCORES).read_text())
+        known = read_json(self.folder / SCORES)
         return Scores({name: Number.of(one) for name, one in known["numbers"].items()}, known["details"], known["rows"])
 
     def add(self, name: str, number: Number, **made_with: Any) -> None:
         """Keep a number with all that it was made with."""
-        run = self.run
-        made = {"images_seed": run.seed, "sampling": run.maker.sampling, "dtype": run.maker.dtype}
-        self.found.numbers[f"{name}/{run.judging.name}"] = number.with_facts(made_with | (made if run.stored is None else {}))
+        self.found.numbers[f"{name}/{self.run.judging.name}"] = number.with_facts(self.run.judged(**made_with))
 
     def rows(self, name: str, images: Images | Stored, **columns: Sequence[Any]) -> None:
         """Keep a value an image."""
@@ -123,7 +122,7 @@ class Quality(Score):
             confidence=run.measure.confidence,
         )
         split = run.data.split
-        known = run.judged(data=run.data.name, data_fingerprint=run.data.fingerprint(split), split=split)
+        known = {"data": run.data.name, "data_fingerprint": run.data.fingerprint(split), "split": split}
         for name, measure in found.measures.items():
             self.add(name, _number(measure, run.measure.confidence), **known)
         half = len(real) // 2
@@ -166,22 +165,20 @@ class Alignment(Score):
     def measure(self) -> None:
         run, images, captions = self.run, self.run.main.images(), self.run.main.captions
         cosines = self._cosines(in_parts(images, captions))
-        found = bootstrap_interval(
-            100 * cosines.clamp_min(0), captions, confidence=run.measure.confidence, seed=run.seed
-        )
+        found = bootstrap_interval(clip_scores(cosines), captions, confidence=run.measure.confidence, seed=run.seed)
         prompts = f"{found.n:,} prompts" if found.n < len(cosines) else "images"
         how = f"bootstrap over {prompts}, {found.method}, {found.resamples:,} resamples"
         number = Number(
             found.value, "", "higher", found.low, found.high, found.standard_error, found.confidence, how, len(cosines),
             seed=found.seed,
         )  # fmt: skip
-        self.add("clip_score", number, **run.judged(prefix=run.judging.choice.prefix))
+        self.add("clip_score", number, prefix=run.judging.choice.prefix)
         self.rows(MAIN, run.main, cosine=cosines.tolist())
         real = self._cosines(run.data.rows(run.data.split, min(REAL, len(cosines))))
         self.found.details["alignment"] = {
             "mean_cosine": float(cosines.mean()),
             "real_n": len(real),
-            "real_clip_score": float(100 * real.clamp_min(0).mean()),
+            "real_clip_score": float(clip_scores(real).mean()),
         }
 
     def _cosines(self, parts: Iterator[Rows]) -> Tensor:
@@ -201,19 +198,17 @@ class Skills(Score):
     kind = "skills"
 
     def __init__(self, run: Evaluation) -> None:
-        super().__init__(run, **{name: one for name, one in {MAIN: run.main, HELDOUT: run.heldout}.items() if one})
+        super().__init__(run, **run.named)
 
     def measure(self) -> None:
-        run = self.run
-        sets = {name: one for name, one in {MAIN: run.main, HELDOUT: run.heldout}.items() if one}
+        run, sets = self.run, self.run.named
         read, wanted = zip(*(self._read(name, images) for name, images in sets.items()), strict=True)
         found = summarise_skills(run.data.world, _joined(read), _joined(wanted), run.measure.confidence)
         captions = [caption for images in sets.values() for caption in images.captions][:REAL]
-        known = run.judged(data=run.data.name)
         for prefix, part in (("accuracy", found.seen), ("heldout_accuracy", found.heldout), ("accuracy_gap", found.gap)):
             for skill, share in part.items():
                 if isinstance(share, Share):
-                    self.add(f"{prefix}_{skill}", _share(share, prefix, run.measure.confidence), **known)
+                    self.add(f"{prefix}_{skill}", _share(share, prefix, run.measure.confidence), data=run.data.name)
         real = self._real(captions)
         self.found.details["skills"] = found.as_dict() | {"real": real.as_dict(), "real_n": len(captions)}
 
@@ -273,8 +268,6 @@ class Copies(Score):
         return super().facts() | chosen | {"data": self.run.data.fingerprint("validation")}
 
     def measure(self) -> None:
-        from eval.report.duplicates_page import expected_high, write_page
-
         run, chosen, data = self.run, self.run.measure.duplicates, self.run.data
         parts = (
             fresh_pictures(data.world, self.images.captions, chosen.heldout, run.seed, data.size)
@@ -290,7 +283,7 @@ class Copies(Score):
         low, high = wilson_interval(flagged / found.n, found.n, confidence)
         how = "Wilson's interval of a share"
         share = Number(flagged / found.n, "", "lower", low, high, None, confidence, how, found.n, found.training_n)
-        self.add("duplicate_share", share, **run.judged(data=data.name, quantile=quantile, heldout_n=found.heldout_n))
+        self.add("duplicate_share", share, data=data.name, quantile=quantile, heldout_n=found.heldout_n)
         self.rows(
             self.set,
             self.images,

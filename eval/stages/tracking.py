@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ablations.track.location import Location
-from eval.stages.results import FILES, Results
+from eval.results import FILES, Results
 from iris.io.progress import Progress
 
 EXPERIMENT = "evaluation"

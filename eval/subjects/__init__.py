@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from eval.subjects.base import SampleSettings, Subject
+from eval.subjects.base import Subject
 from eval.subjects.images import SUFFIXES, holds_images
+from iris.diffusion.sampling import Sample
 from iris.errors import SettingError, require_choice
 from iris.io.hub import is_hub_name
 
-__all__ = ["KINDS", "SampleSettings", "Subject", "kind_of", "open_subject"]
+__all__ = ["KINDS", "Sample", "Subject", "kind_of", "open_subject"]
 
 # Name -> "module:class"; imported when asked for, as each brings libraries that take seconds.
 KINDS: dict[str, str] = {
@@ -24,7 +25,7 @@ KINDS: dict[str, str] = {
 }
 
 
-def open_subject(model: str, kind: str | None, sample: SampleSettings, dtype: str, device: str) -> Subject:
+def open_subject(model: str, kind: str | None, sample: Sample, dtype: str, device: str) -> Subject:
     """The subject that ``model`` names, its files looked at and no weights read.
 
     Args:

@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from iris.errors import SettingError
+
 
 def processor_name() -> str:
     """Name of the CPU."""
@@ -22,6 +24,23 @@ def processor_name() -> str:
 def host_name() -> str:
     """This node as the cluster calls it, or this machine's name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def device_named(wanted: str, setting: str = "device") -> str:
+    """The device that a setting names: cpu, cuda, mps, or auto for the best that there is.
+
+    Raises:
+        SettingError: this machine has none.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there.get(wanted):
+        found = ", ".join(name for name, one in there.items() if one)
+        raise SettingError(f"{setting}={wanted}: there is none on this machine; there is {found}")
+    return wanted
 
 
 def environment(device: Any = "cpu") -> dict[str, Any]:

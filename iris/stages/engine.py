@@ -82,6 +82,9 @@ class Work(Protocol):
     def make(self) -> Path:
         """Make it unless it is there; the folder of what it made."""
 
+    def chain(self) -> Iterator[Stage]:
+        """The stages that it takes to make it, the first first."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -93,6 +96,31 @@ class Finished:
 
     def make(self) -> Path:
         return self.folder
+
+    def chain(self) -> Iterator[Stage]:
+        return iter(())
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One of several models that a stage makes: a folder in its own."""
+
+    stage: Stage
+    name: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage.key}/{self.name}"
+
+    @property
+    def done(self) -> bool:
+        return self.stage.done
+
+    def make(self) -> Path:
+        return self.stage.make() / self.name
+
+    def chain(self) -> Iterator[Stage]:
+        return self.stage.chain()
 
 
 class Stage(ABC):
@@ -170,7 +198,7 @@ class Stage(ABC):
         """What it builds on and uses, the first first, each once; itself last."""
         seen: set[str] = set()
         for work in (*self.needs.values(), *self.uses.values()):
-            for stage in work.chain() if isinstance(work, Stage) else ():
+            for stage in work.chain():
                 if stage.key not in seen:
                     seen.add(stage.key)
                     yield stage
@@ -245,14 +273,15 @@ def _free(lock: FileLock) -> bool:
 
 
 def named(setting: str, word: str, context: Context) -> Finished:
-    """Weights by a key below runs_dir/stages, or by a folder.
+    """Weights by a key below runs_dir/stages, KEY/steps-2 for one of several students, or by a folder.
 
     Raises:
         SettingError: there is neither.
     """
-    folder = context.stages / word
-    if "/" not in word and (folder / RESULT).exists():
-        return Finished(word, folder / WEIGHTS)
+    key, _, inside = word.partition("/")
+    made = context.stages / key
+    if (made / RESULT).exists() and (made / WEIGHTS / inside).is_dir():
+        return Finished(word, made / WEIGHTS / inside)
     folder = Path(word).expanduser()
     if folder.is_dir():
         return Finished(identity(setting, folder), folder)
@@ -264,14 +293,22 @@ def named(setting: str, word: str, context: Context) -> Finished:
 
 
 def identity(setting: str, folder: Path) -> str:
-    """What weights are known by: the key of the stage that made them, if they are still its own, else their content.
+    """What weights are known by: the key of the stage that made them, else their content.
 
     Raises:
         SettingError: the folder holds no weights.
     """
-    content = content_key(setting, folder)
-    made = read_json(folder.parent / RESULT) if folder.name == WEIGHTS else None
-    return made["key"] if made and made.get("content") == content else content
+    return made_by(folder) or content_key(setting, folder)
+
+
+def made_by(folder: Path) -> str | None:
+    """The key of the stage that made a folder of weights, if they are still as it made them."""
+    inside = folder.parent.name == WEIGHTS
+    whole = folder.parent if inside else folder
+    made = read_json(whole.parent / RESULT) if whole.name == WEIGHTS else None
+    if not made or made.get("content") != content_key("weights", whole):
+        return None
+    return f"{made['key']}/{folder.name}" if inside else made["key"]
 
 
 def content_key(setting: str, folder: Path) -> str:

@@ -23,7 +23,7 @@ from eval.judges import JUDGES, load_judge
 from eval.metrics.features import extract_features
 from eval.metrics.fid import frechet_jackknife
 from eval.metrics.images import to_float
-from eval.stages.results import FILES, read_results
+from eval.results import FILES, read_results
 from eval.settings import COMPOSER, WHAT, settings_of
 from eval.stages import run as running
 from eval.stages.data import DrawnWorld, attributes_of, open_data

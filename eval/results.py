@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 import torch
 
-from eval.speed.process import processor_name
 from iris.errors import SettingError
 from iris.io.files import write_atomically, write_json
+from iris.io.machine import processor_name
 
 FORMAT = 1
 RESULTS, PER_IMAGE, REPORT, PAGE, DUPLICATES = (
@@ -68,6 +68,12 @@ class Number:
     made_with: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     replicates: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Number:
+        """From plain values, as JSON gives them."""
+        given = {"flags": tuple(values["flags"]), "replicates": tuple(values["replicates"])}
+        return cls(**{**values, **given})
 
     def with_facts(self, facts: Mapping[str, Any]) -> Number:
         """The same, made with more."""
@@ -134,10 +140,7 @@ def read_results(place: str | os.PathLike[str]) -> Results:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        numbers = {
-            name: Number(**number | {"flags": tuple(number["flags"]), "replicates": tuple(number["replicates"])})
-            for name, number in values.pop("numbers").items()
-        }
+        numbers = {name: Number.of(number) for name, number in values.pop("numbers").items()}
         results = Results(numbers=numbers, **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"{path}: not the results of python -m eval ({error!r})") from error
