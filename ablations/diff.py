@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ablations.launch.stored import find_trial, settings_of_trial
 from ablations.launch.trial_state import state_of
-from ablations.trial.stored import find_trial, settings_of_trial
 from iris.errors import SettingError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ablations.launch.stored import find_trial, megabytes, settings_of_trial, size_of
 from ablations.launch.trial_state import TrialState, state_of
-from ablations.trial.stored import find_trial, megabytes, settings_of_trial, size_of
 from iris.errors import SettingError
 
 

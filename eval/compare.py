@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.out is not None and given.out.suffix != ".json":
         parser.error(f"argument --out: {given.out} must end in .json")
-    from eval.speed.workers import WorkerError
     from eval.evaluate import MeasureFailed
+    from eval.speed.workers import WorkerError
     from iris.errors import SettingError
     from iris.io.command import failed
 
@@ -196,8 +196,8 @@ def print_comparison(
 
 def difference_cells(one: Any) -> list[str]:
     """A, B, B - A and the interval, to the digits that it allows."""
-    from eval.results import Number
     from eval.report.tables import digits_of
+    from eval.results import Number
 
     digits = digits_of(Number(one.value, "", "", one.low, one.high, one.standard_error, None, "", one.n))
     ends = "–" if one.low is None else f"[{one.low:+,.{digits}f}, {one.high:+,.{digits}f}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eval.export import RUNTIMES, Runtime
+from eval.export import RUNTIMES
 from eval.judges import JUDGES
 from eval.metrics.quality import METRICS
 from eval.speed.caps import METHODS
@@ -26,7 +26,9 @@ class JudgeChoice:
     """Settings judge.*: the network that FID features and CLIP scores come from; see ``eval.judges.load_judge``."""
 
     name: str = setting("shapes", "the kind", choices=tuple(JUDGES))
-    weights: str | None = setting(None, "a file, a folder, or a tag of open_clip; null: the published file from a cache", result=False)
+    weights: str | None = setting(
+        None, "a file, a folder, or a tag of open_clip; null: the published file from a cache", result=False
+    )
     model: str | None = setting(None, "of clip: a name of open_clip; of dinov2: a size")
     prefix: str | None = setting(None, "of clip: put before every caption, such as 'A photo depicts '")
 
@@ -45,10 +47,14 @@ class Quality:
 class Duplicates:
     """Settings measure.duplicates.*; see ``eval.metrics.duplicates.find_duplicates``."""
 
-    samples: int = setting(1024, "images of a drawn world's training captions; else those of samples are searched", low=2)
+    samples: int = setting(
+        1024, "images of a drawn world's training captions; else those of samples are searched", low=2
+    )
     training: int | None = setting(None, "training images; null: all", low=2)
     heldout: int = setting(4096, "real images that were not trained on, which say how close is too close", low=2)
-    quantile: float | None = setting(None, "share of these that counts as too close; null: 0.001", low=0, high=0.5, above=True)
+    quantile: float | None = setting(
+        None, "share of these that counts as too close; null: 0.001", low=0, high=0.5, above=True
+    )
     pairs: int = setting(24, "that the page shows", low=1, high=500)
 
 
@@ -90,7 +96,9 @@ class Measure:
     what: list | None = setting(None, f"of {', '.join(WHAT)}; null: of the first four, those possible")
     split: str = setting("validation", "of captions and real images; drawn worlds: train, validation, heldout, all")
     samples: int | None = setting(None, "images; null: 2048, or all that are stored", low=1)
-    heldout: int = setting(512, "images of a drawn world's colour-shape pairs that training never saw, for skills", low=0)
+    heldout: int = setting(
+        512, "images of a drawn world's colour-shape pairs that training never saw, for skills", low=0
+    )
     reference: int | None = setting(None, "real images; null: data.validation drawn ones, or all rows", low=2)
     confidence: float = setting(0.95, "of every interval", low=0.5, high=0.9999)
     quality: Quality
@@ -109,11 +117,15 @@ class Measure:
 class Settings:
     """The settings of ``python -m eval``."""
 
-    model: str | None = setting(None, "a saved model's folder, a key in runs_dir, images, a diffusers pipeline, a hub name")
+    model: str | None = setting(
+        None, "a saved model's folder, a key in runs_dir, images, a diffusers pipeline, a hub name"
+    )
     kind: str | None = setting(None, "of the model; null: seen from the files")
     name: str | None = setting(None, "what the results call it; null: the folder's name", result=False)
     out: str | None = setting(None, "folder of the results; null: eval_results/<name>-<judge>-<key>", result=False)
-    track: str | None = setting(None, "MLflow's tracking URI; null: MLFLOW_TRACKING_URI, or mlflow.db; none: no run", result=False)
+    track: str | None = setting(
+        None, "MLflow's tracking URI; null: MLFLOW_TRACKING_URI, or mlflow.db; none: no run", result=False
+    )
     runs_dir: str = setting("runs", "images made, features of real ones; used again by the next command", result=False)
     seed: int = setting(0, "image i starts from noise addressed by (seed, i)", low=0)
     threads: int | None = setting(None, "processor threads; null: all cores", low=1, result=False)
@@ -174,5 +186,3 @@ def _check_names(name: str, given: list | None, allowed: tuple[str, ...]) -> Non
 def _check_numbers(name: str, values: list, kinds: Any) -> None:
     if not values or not all(isinstance(v, kinds) and not isinstance(v, bool) and v > 0 for v in values):
         raise SettingError(f"{name}={values} must be a list of numbers above 0, such as [1, 4]")
-
-

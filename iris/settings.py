@@ -127,14 +127,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes`` in it, group by group; what a change names that is not there is left out."""
+def merged(kind: type, values: Mapping[str, Any], changes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """``values`` of a dataclass with ``changes`` in them, group by group.
+
+    Raises:
+        SettingError: a change names what is no setting.
+    """
     found = dict(values)
     for key, value in changes.items():
         if key not in found:
-            continue
-        both = isinstance(value, Mapping) and isinstance(found[key], dict)
-        found[key] = merged(found[key], value) if both else copy.deepcopy(value)
+            raise SettingError(f"{where}{key} is not a setting{suggestion(key, found)}; allowed: {', '.join(found)}")
+        hint = _hints(kind)[key]
+        group = dataclasses.is_dataclass(hint) and isinstance(value, Mapping)
+        found[key] = merged(hint, found[key], value, f"{where}{key}.") if group else copy.deepcopy(value)
     return found
 
 
@@ -274,13 +279,13 @@ class Tree:
             SettingError: an option, a key or a value that does not exist or cannot be read.
         """
         pairs = [self._pair(word) for word in words]
-        values = merged(defaults(self.kind), self.changes)
+        values = merged(self.kind, defaults(self.kind), self.changes)
         chosen = dict(self.chosen) | {key: value for key, value in pairs if key in self.words}
         for word in self.words:
             if word not in chosen:
                 continue
             change = self._options(word)[self._checked(word, chosen[word])]
-            values = merged(values, {word: change} if word in self.groups else change)
+            values = merged(self.kind, values, {word: change} if word in self.groups else change)
         for key, text in pairs:
             if key not in self.words:
                 self._set(values, key, text)

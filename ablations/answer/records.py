@@ -11,8 +11,8 @@ from typing import Any
 class TrialRecord:
     """One trial of a grid after it ran (or failed, or was found finished).
 
-    ``metrics`` uses the names of the table of measures in README; ``folder`` holds settings.json, metrics.jsonl,
-    samples.npz and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
+    ``metrics`` uses the names of the table of measures in docs/results.md; ``folder`` holds settings.json, samples.npz
+    and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
     """
 
     key: str  # hash of what determines the result
@@ -25,10 +25,17 @@ class TrialRecord:
     settings: dict[str, Any]
     metrics: dict[str, float]
     folder: Path
+    curves: tuple[str, ...]  # files of its trainings' curves in the runs folder, the last one its own
+    model: str  # folder of its saved model in the runs folder
     matched: str | None = None  # what `match` changed, in words
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
+
+    @property
+    def curve(self) -> Path:
+        """The file of its own training's curve."""
+        return self.folder.parents[1] / self.curves[-1]
 
     @property
     def label(self) -> str:

@@ -96,7 +96,7 @@ def _columns() -> list[tuple[str, Callable[[Sequence[TrialRecord]], str]]]:
         ("CLIP\nscore", plain("clip_score", ".1f")),
         ("colour\n", plain("accuracy_colour", ".0%")),
         ("shape\n", plain("accuracy_shape", ".0%")),
-        ("caption\n", plain("accuracy_caption", ".0%")),
+        ("all\nskills", plain("accuracy_all", ".0%")),
         ("latency\nratio", plain("latency_ratio", ".2f")),
         ("\nms", plain("latency_ms", ".1f")),
         ("memory\nMB", plain("peak_memory_mb", ".0f")),

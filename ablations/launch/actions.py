@@ -1,11 +1,11 @@
-"""Looking at a grid and stopping it, from files alone: ``action=status`` and ``action=cancel``. No torch here."""
+"""Looking at a grid and stopping it, from files alone: ``action=status`` and ``action=cancel``."""
 
 from __future__ import annotations
 
 import getpass
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,13 +17,16 @@ from ablations.launch.trial_state import TrialState, state_of
 from iris.errors import SettingError
 from iris.io.files import read_json
 
+if TYPE_CHECKING:
+    from ablations.question.settings import Settings
+
 STYLES = {"done": "green", "running": "", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
 ROWS = 40  # trials listed; the rest is counted
 
 
-def status(values: dict[str, Any], console: Console) -> int:
+def status(settings: Settings, console: Console) -> int:
     """Print how the grid's trials stand; the exit code is 1 when one failed."""
-    runs, record = _found(values)
+    runs, record = _found(settings)
     states = {entry.key: state_of(runs / entry.folder) for entry in record.trials}
     console.print(f"grid {record.name}: {record.question}", highlight=False, markup=False)
     for entry in record.stages:
@@ -34,7 +37,7 @@ def status(values: dict[str, Any], console: Console) -> int:
             )
     console.print(_table(record.trials, states))
     counts = Counter(found.state for found in states.values())
-    count, unit = record.cost or (record.threads, "core")
+    count, unit = record.cost
     hours = sum(found.seconds for found in states.values()) * count / 3600
     parts = ", ".join(f"{counts[name]} {name}" for name in STYLES if counts[name])
     console.print(
@@ -90,12 +93,12 @@ def _remark(found: TrialState) -> str:
     return str(found.status.get("phase", "")) if found.state != "waiting" else ""
 
 
-def cancel(values: dict[str, Any], console: Console) -> int:
+def cancel(settings: Settings, console: Console) -> int:
     """Stop what is being computed for the grid, on this machine and on a cluster; trials keep their checkpoints."""
     from ablations.launch.slurm import RECORD, cancel_jobs  # imports submitit, for which status need not wait
 
-    runs, record = _found(values)
-    record_path(runs, values).with_suffix(CANCELLED).touch()
+    runs, record = _found(settings)
+    record_path(settings).with_suffix(CANCELLED).touch()
     listings = _listings(runs, {entry.key for entry in record.trials})
     for path in listings:
         path.with_suffix(".cancel").touch()
@@ -116,19 +119,17 @@ def cancel(values: dict[str, Any], console: Console) -> int:
 def _listings(runs: Path, keys: set[str]) -> list[Path]:
     """Lists of workers that have no other trials than these: another grid that shares some goes on."""
     found = {
-        path: {job["key"] for job in (read_json(path) or {}).get("jobs", [])}
+        path: {Path(job["folder"]) for job in (read_json(path) or {}).get("jobs", [])}
         for path in (runs / "pool").glob("*.json")
         if not path.name.startswith("slot-")
     }
-    trials = {path: {key for key in listed if not key.startswith("prepare-")} for path, listed in found.items()}
+    trials = {path: {job.name for job in listed if job.parent.name == "trials"} for path, listed in found.items()}
     return [path for path, listed in trials.items() if listed and listed <= keys]
 
 
 def _job_folders(runs: Path, record: GridRecord) -> list[Path]:
-    """Where the grid's jobs leave what they are: its trials' folders, and those of the shared work that they wait for."""
-    made = {entry.key.rpartition("-")[2] for entry in record.stages}
-    shared = [path for path in (runs / "stages").glob("prepare-*") if set(path.name.split("-")[1:]) <= made]
-    return [*shared, *(runs / entry.folder for entry in record.trials)]
+    """Where the grid's jobs leave what they are: its trials' folders, and those of the stages that they wait for."""
+    return [runs / entry.folder for entry in (*record.stages, *record.trials)]
 
 
 def failed_keys(runs: Path, record: Path) -> set[str]:
@@ -143,13 +144,13 @@ def failed_keys(runs: Path, record: Path) -> set[str]:
     return {entry.key for entry in found.trials if state_of(runs / entry.folder).state == "failed"}
 
 
-def _found(values: dict[str, Any]) -> tuple[Path, GridRecord]:
-    runs = Path(values["runs_dir"]).absolute()
-    record = load_record(record_path(runs, values))
+def _found(settings: Settings) -> tuple[Path, GridRecord]:
+    runs = Path(settings.runs_dir).absolute()
+    record = load_record(record_path(settings))
     if record is None:
         known = ", ".join(sorted({path.stem.rpartition("-")[0] for path in (runs / "grids").glob("*.json")})) or "none"
         raise SettingError(
-            f"action={values['action']}: grid {values['grid']['name']} was not run with these settings in "
-            f"{values['runs_dir']}; grids there: {known}"
+            f"action={settings.action}: grid {settings.grid.name} was not run with these settings in "
+            f"{settings.runs_dir}; grids there: {known}"
         )
     return runs, record

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from iris.io.hashing import digest
 
 if TYPE_CHECKING:
     from ablations.question.plan import Plan
-    from ablations.question.settings import Launcher
+    from ablations.question.settings import Launcher, Settings
 
 CANCELLED = ".cancelled"  # suffix of a file beside the record: whoever follows the grid is to stop
 # Settings that change nothing about which trials a grid has.
@@ -35,9 +34,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class GridRecord:
-    """A grid as last planned, below ``runs_dir``/grids; while a rung of its halving runs, that rung.
+    """A grid as last planned, below ``runs_dir``/grids.
 
-    ``cost``: what a trial occupies, as ``cost_of`` says; None in records from before.
+    ``cost``: what a trial occupies, as ``cost_of`` says.
     """
 
     name: str
@@ -47,7 +46,7 @@ class GridRecord:
     threads: int
     trials: list[Entry]
     stages: list[Entry]
-    cost: list[Any] | None = None
+    cost: list[Any]
     driver: dict[str, Any] = field(
         default_factory=lambda: {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
     )
@@ -55,12 +54,8 @@ class GridRecord:
     @classmethod
     def of(cls, plan: Plan, name: str, question: str, command: str, launcher: Launcher) -> GridRecord:
         """The record of a plan."""
-        trials = [Entry(t.key, f"{t.arm}, seed {t.seed}", f"trials/{t.key}", t.arm, t.seed) for t in plan.trials]
-        stages = {
-            key: Entry(key, label, f"stages/{key}")
-            for trial in plan.trials
-            for key, label in plan.stages(trial).keys.items()
-        }
+        trials = [Entry(t.key, t.label, f"trials/{t.key}", t.arm, t.seed) for t in plan.trials]
+        stages = {s.key: Entry(s.key, s.label, f"stages/{s.key}") for trial in plan.trials for s in trial.chain.stages}
         return cls(
             name,
             question,
@@ -85,10 +80,10 @@ def cost_of(launcher: Launcher, threads: int) -> tuple[int, str]:
     return (gpus, "GPU") if gpus else (threads * launcher.nodes, "core")
 
 
-def record_path(runs: Path, values: Mapping[str, Any]) -> Path:
+def record_path(settings: Settings) -> Path:
     """Where the record of a grid with these settings is: the same for every way to run it."""
-    what = {key: value for key, value in values.items() if key not in HOW}
-    return runs / "grids" / f"{values['grid']['name']}-{digest(what)}.json"
+    what = {key: value for key, value in asdict(settings).items() if key not in HOW}
+    return Path(settings.runs_dir).absolute() / "grids" / f"{settings.grid.name}-{digest(what)}.json"
 
 
 def load_record(path: Path) -> GridRecord | None:

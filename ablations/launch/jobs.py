@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ablations.launch import Job
-    from ablations.question.grid import Trial
+from typing import Any
 
 
 def trial(folder: str, plan: dict[str, Any]) -> None:
-    """Run one trial; see ``ablations.trial.trial.run_trial``."""
-    from ablations.trial.trial import run_trial
+    """Run one trial; see ``ablations.launch.work.run_trial``."""
+    from ablations.launch.work import run_trial
 
     run_trial(folder, plan)
 
 
 def stages(folder: str, plan: dict[str, Any]) -> None:
-    """Make the shared stages of a trial; see ``ablations.trial.trial.prepare_stages``."""
-    from ablations.trial.trial import prepare_stages
+    """Make stages that several trials share; see ``ablations.launch.work.make_shared``."""
+    from ablations.launch.work import make_shared
 
-    prepare_stages(folder, plan)
+    make_shared(folder, plan)
 
 
 def speed(folder: str, plan: dict[str, Any]) -> None:
-    """Measure speed and memory of models on the node that this runs on; see ``ablations.trial.speed.measure_speed``."""
-    import torch
+    """Measure speed and memory of models on the node that this runs on; see ``ablations.launch.work.measure_speed``."""
+    from ablations.launch.work import measure_speed
 
-    from ablations.trial.speed import measure_loaders
-    from ablations.trial.trial import environment
-    from iris.io.files import write_json
-
-    measured = measure_loaders(plan["loaders"], plan["rounds"], plan["warmup"], plan["threads"])
-    write_json(Path(folder) / "result.json", {"speed": measured, "environment": environment(torch.device("cpu"))})
-
-
-def speed_job(trials: Sequence[Trial], runs: Path, node: str | None) -> Job:
-    """The job that measures the models of finished trials, alone on a node; its folder is that of these models.
-
-    ``node``: the features that the node must have.
-    """
-    from ablations.launch import Job
-    from ablations.trial.speed import loaders_of
-    from iris.io.hashing import digest
-
-    measure = trials[0].settings["measure"]
-    plan = {
-        "loaders": loaders_of(trials, runs),
-        "rounds": measure["latency_rounds"],
-        "warmup": measure["latency_warmup"],
-        "threads": 1,
-    }
-    key = (
-        f"speed-{digest([[t.key for t in trials], plan['rounds'], plan['warmup'], 'slurm', *([node] if node else [])])}"
-    )
-    return Job(key, speed, plan, runs / "speed" / key, exclusive=True)
+    measure_speed(folder, plan)

@@ -187,7 +187,7 @@ def serve(listing: str, slot: int) -> None:
     worker = Worker(path, slot, given)
     signal.signal(signal.SIGTERM, worker.terminate)
     if any(job.function.__module__ == "ablations.launch.jobs" for job in worker.jobs):
-        import ablations.trial.trial  # noqa: F401  paid once: every trial's process has it already
+        import ablations.launch.work  # noqa: F401  paid once: every trial's process has it already
     worker.run()
 
 

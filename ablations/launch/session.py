@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.answer.notes import notes_of
+from ablations.answer.provenance import command, commit, hardware
 from ablations.answer.records import GridOutcome, TrialRecord
-from ablations.launch import Job, JobRun, jobs, make_backend, run_jobs
+from ablations.launch import Job, JobRun, make_backend, run_jobs
+from ablations.launch.arm_speed import ArmSpeed
 from ablations.launch.grid_record import CANCELLED, GridRecord
 from ablations.launch.job import ERROR, RESULT
+from ablations.launch.schedule import jobs_of, shared_stages
 from ablations.launch.trial_state import state_of
 from ablations.question.axes import values_by_setting
-from ablations.question.grid import Trial, expectations
-from ablations.question.halving import Halving, halve, halving_of
-from ablations.question.plan import Plan, command, commit, hardware
+from ablations.question.grid import expectations
+from ablations.question.plan import Plan, Trial
 from ablations.question.settings import Settings
 from ablations.report.process import write_report_apart
-from ablations.trial.arm_speed import ArmSpeed
 from iris.errors import SettingError
 from iris.io.files import read_json
 
@@ -42,34 +43,22 @@ class Cancelled(KeyboardInterrupt):
     """``action=cancel`` stopped the grid from another terminal."""
 
 
-class RungOpen(Exception):
-    """A report is written while a rung of the halving still runs: who goes on is not known."""
-
-
 class Session:
     """What an invocation knows.
 
     Args:
-        values: the settings as plain values.
         record: where the grid's record goes.
         only: keys of the trials to run if they are missing (None: all).
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        values: dict[str, Any],
-        plan: Plan,
-        watch: Watch,
-        tracker: Tracker,
-        record: Path,
-        only: set[str] | None = None,
+        self, settings: Settings, plan: Plan, watch: Watch, tracker: Tracker, record: Path, only: set[str] | None = None
     ) -> None:
-        self.settings, self.values, self.watch, self.tracker, self.only = settings, values, watch, tracker, only
-        self._take(plan)
+        self.settings, self.plan, self.watch, self.tracker, self.only = settings, plan, watch, tracker, only
+        self.trials = {trial.key: trial for trial in plan.trials}
+        self.cached = {key for key, trial in self.trials.items() if (plan.folder(trial) / RESULT).exists()}
         self.errors: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
-        self._tracked = False
         self.began = time.monotonic()
         self.backend = make_backend(settings.launcher, plan.runs, plan.threads)
         self.reads_only = settings.action == "report"  # also what lies on a disk that cannot be written
@@ -87,13 +76,10 @@ class Session:
             KeyboardInterrupt: the person stopped it, here or with ``action=cancel``.
         """
         tracker, grid = self.tracker, self.settings.grid
-        halving = halving_of(grid.halving)
-        if halving is not None:
-            self._halve(halving)
         tracker.start(self.outcome([]), self.plan.trials, self.settings.seeds, grid.baseline)
-        self._tracked = True
-        self._show()
-        self._follow(self._jobs())
+        listed = self._jobs()
+        self._show(listed)
+        self._follow(listed)
         speed = self._speed()
         records = [self.record(trial, speed.get(trial.arm, {})) for trial in self.plan.trials]
         unfinished = [record for record in records if record.state == "failed" and record.error["cause"] in UNFINISHED]
@@ -122,47 +108,15 @@ class Session:
         grid = self.settings.grid
         GridRecord.of(self.plan, grid.name, grid.question, command(), self.settings.launcher).save(self._record)
 
-    def _take(self, plan: Plan) -> None:
-        """Work on this plan from here on."""
-        self.plan, self.trials = plan, {trial.key: trial for trial in plan.trials}
-        self.cached = {key for key, trial in self.trials.items() if (plan.folder(trial) / RESULT).exists()}
-
-    def _halve(self, halving: Halving) -> None:
-        """Run the rungs and go on with the arms that are left. MLflow is told of the whole trials alone."""
-        left = self.plan
-        try:
-            for left, note in halve(self.plan, self.settings.seeds, self.settings.grid.decide, halving, self._rung):  # noqa: B007
-                self.notes.append(note)
-                self.watch.note(note)
-        except RungOpen as rung:
-            self.notes.append(f"Successive halving: {rung} is not finished.")
-        self._take(left)
-        if not self.reads_only:
-            self._write_record()
-
-    def _rung(self, plan: Plan, name: str) -> None:
-        """Run the short trials of a rung, which is what status, cancel and retry see of the grid meanwhile."""
-        self.watch.note(f"{name}: {len(plan.trials)} trials of {plan.trials[0].settings['train']['steps']} steps")
-        self._take(plan)
-        if self.reads_only:
-            if any(state_of(plan.folder(trial)).state in UNFINISHED for trial in plan.trials):
-                raise RungOpen(name)
-            return
-        self._write_record()
-        self._show()
-        self._follow(self._jobs())
-        if self.only is not None and self.only & self.trials.keys():
-            self.only = None  # what was tried again belongs to a rung: the grid goes on behind it
-
     # -- running --------------------------------------------------------------------------------------------------
 
-    def _show(self) -> None:
-        """The rows of the table: shared work of trials that are not finished, then the trials."""
-        for trial in self.plan.trials:
-            stages = self.plan.stages(trial)
-            for key, name in {} if trial.key in self.cached else stages.keys.items():
-                if self.watch.add_stage(key, name, stages.folder(key)) and stages.done(key):
-                    self.watch.set_state(key, "cached")
+    def _show(self, listed: list[Job]) -> None:
+        """The rows of the table: work that trials share, then the trials."""
+        waiting = [trial for trial in self.plan.trials if trial.key not in self.cached]
+        names = {group.last.key: group.name for group in shared_stages(waiting)}
+        for job in listed:
+            if job.key in names:
+                self.watch.add_stage(job.key, names[job.key], job.folder)
         if many := len(self.cached) > MANY:
             self.watch.note(
                 f"{len(self.cached)} of {len(self.trials)} trials were finished before and are taken as they are"
@@ -177,31 +131,14 @@ class Session:
             )
 
     def _jobs(self) -> list[Job]:
-        """Shared work that is missing, a job for each set of stages, and the trials that wait for it."""
-        shared: dict[str, Job] = {}
-        listed = []
+        """Trials that are missing, and the work that they share."""
         wanted = [
             trial
             for trial in self.plan.trials
             if trial.key not in self.cached and (self.only is None or trial.key in self.only)
         ]
-        sets = {tuple(self.plan.stages(trial).keys) for trial in wanted}
-        # Nothing else runs while stages are made: they share out all the threads that trials will use.
-        workers = self.settings.launcher.workers if self.settings.launcher.name == "local" else 1
-        threads = {"threads": self.plan.threads * max(1, workers // max(1, len(sets)))}
-        for trial in wanted:
-            stages, needs = self.plan.stages(trial), ()
-            if not all(stages.done(key) for key in stages.keys):
-                name = "-".join(["prepare", *(key.rpartition("-")[2] for key in stages.keys)])
-                if name not in shared:
-                    shared[name] = Job(name, jobs.stages, self.plan.job_plan(trial) | threads, stages.root / name)
-                    # It was there once, and what it made has been cleared away since.
-                    (stages.root / name / RESULT).unlink(missing_ok=True)
-                needs = (shared[name].folder,)
-            listed.append(
-                Job(trial.key, jobs.trial, self.plan.job_plan(trial), self.plan.folder(trial), needs, spread=True)
-            )
-        return [*shared.values(), *listed]
+        launcher = self.settings.launcher
+        return jobs_of(self.plan, wanted, launcher.workers if launcher.name == "local" else 1)
 
     def _follow(self, listed: list[Job]) -> None:
         """Run jobs to their end; an interrupt is answered as the settings or the person say."""
@@ -238,8 +175,7 @@ class Session:
     def _started(self, job: Job) -> None:
         if job.key in self.trials:
             self.watch.set_state(job.key, "running")
-            if self._tracked:
-                self.tracker.trial_started(job.key)
+            self.tracker.trial_started(job.key)
 
     def _tick(self) -> None:
         if not self.reads_only and self._cancelled.exists():
@@ -249,30 +185,30 @@ class Session:
             if key in self.trials:
                 self.watch.set_place(key, place)
         self.watch.update()
-        for key in self.backend.running() & self.trials.keys() - self.cached if self._tracked else ():
+        for key in self.backend.running() & self.trials.keys() - self.cached:
             self.tracker.sync(key)
 
     def _ended(self, job: Job, error: dict[str, str] | None) -> None:
         if job.key not in self.trials:
-            return self._shared_work_ended(error)
+            return self._shared_work_ended(job, error)
         if error is None:
             result = read_json(job.folder / RESULT) or {"metrics": {}}
             self.watch.set_state(job.key, "done", f"FID {result['metrics'].get('fid', float('nan')):.3g}")
         else:
             self.errors[job.key] = error
             self.watch.set_state(job.key, "failed", f"{error['cause']}: {error['message']}")
-        if self._tracked:
-            self.tracker.trial_finished(self.record(self.trials[job.key], {}))  # its speed follows
+        self.tracker.trial_finished(self.record(self.trials[job.key], {}))  # its speed follows
         return None
 
-    def _shared_work_ended(self, error: dict[str, str] | None) -> None:
+    def _shared_work_ended(self, job: Job, error: dict[str, str] | None) -> None:
         """Bad data is the user's to mend, before anything is trained; other failures stop the trials that need the stage."""
         if error is None:
-            return
+            return self.watch.set_state(job.key, "done")
         if error.get("kind") == "SettingError":
             self.backend.cancel()
             raise SettingError(error["message"])
-        self.watch.note(f"shared work failed ({error['cause']}): {error['message']} (log: {error['log']})")
+        self.watch.set_state(job.key, "failed", f"{error['cause']}: {error['message']}")
+        return self.watch.note(f"shared work failed ({error['cause']}): {error['message']} (log: {error['log']})")
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -300,6 +236,8 @@ class Session:
             metrics=metrics,
             folder=folder,
             matched=trial.matched,
+            curves=trial.curves,
+            model=trial.model,
             seconds=result.get("seconds", {}),
             environment=result.get("environment", {}),
             error=None if result else error,
@@ -307,7 +245,7 @@ class Session:
 
     def outcome(self, records: list[TrialRecord]) -> GridOutcome:
         """The grid with these records."""
-        grid, data = self.settings.grid, self.values["data"]
+        grid = self.settings.grid
         decide = grid.decide | {"expect": expectations(grid.decide, self.plan.arms)[0]}
         return GridOutcome(
             name=grid.name,
@@ -318,7 +256,7 @@ class Session:
             axes=values_by_setting([arm.values for arm in self.plan.arms]),
             records=records,
             judge=self.plan.judge,
-            data=data | {"fingerprint": self.plan.facts[self.plan.arms[0].name]["data"]},
+            data=self.plan.data,
             command=command(),
             commit=commit(),
             hardware=hardware(self.plan.threads),

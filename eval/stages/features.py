@@ -39,7 +39,10 @@ class Judged(Stage):
         features = Features.of(values, made_with)
         np.save(self.folder / FEATURES, features.values.numpy(), allow_pickle=False)
         features.statistics.save(self.folder / STATISTICS)
-        return {"count": len(values), "sha256": {name: file_sha256(self.folder / name) for name in (FEATURES, STATISTICS)}}
+        return {
+            "count": len(values),
+            "sha256": {name: file_sha256(self.folder / name) for name in (FEATURES, STATISTICS)},
+        }
 
     def features(self) -> Features:
         """As they are on disk.
@@ -48,8 +51,14 @@ class Judged(Stage):
             SettingError: they are not those that were written.
         """
         for name, sha256 in self.result["sha256"].items():
-            problem = "is missing" if not (self.folder / name).is_file() else (
-                "has changed since it was written (another sha256)" if file_sha256(self.folder / name) != sha256 else None
+            problem = (
+                "is missing"
+                if not (self.folder / name).is_file()
+                else (
+                    "has changed since it was written (another sha256)"
+                    if file_sha256(self.folder / name) != sha256
+                    else None
+                )
             )
             if problem:
                 raise SettingError(f"features {self.folder}: {name} {problem}; delete the folder to compute them anew")
@@ -113,7 +122,9 @@ class Reference(Judged):
         return self.keep(values, judge_facts(judge, self.data.size) | made)
 
 
-def features_of(judge: Judge, parts: Iterable[np.ndarray | Tensor], report: Any = None, total: int | None = None) -> Tensor:
+def features_of(
+    judge: Judge, parts: Iterable[np.ndarray | Tensor], report: Any = None, total: int | None = None
+) -> Tensor:
     """Judge features float32 [N, D] of images uint8 [n, H, W, 3], some at a time."""
     found, done = [], 0
     for part in parts:

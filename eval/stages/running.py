@@ -29,12 +29,7 @@ def latency(subject: Subject, measure: Measure, caption: str) -> Scores:
     """Milliseconds of an image and of each part, at each batch size."""
     chosen, scores = measure.latency, Scores()
     found = measure_parts(
-        subject.loader(caption, True),
-        chosen.batches,
-        chosen.rounds,
-        chosen.warmup,
-        measure.threads,
-        measure.timeout,
+        subject.loader(caption, True), chosen.batches, chosen.rounds, chosen.warmup, measure.threads, measure.timeout
     )
     for batch, result in found.items():
         name, facts = f"latency_ms/batch_{batch}", {"threads": measure.threads, "batch": batch}

@@ -19,12 +19,12 @@ from eval.metrics.images import to_float
 from eval.metrics.objects import count_objects
 from eval.metrics.quality import Measure, measure_quality
 from eval.metrics.skills import COUNT, Share, SkillSummary, right_by_skill, summarise_skills
+from eval.report.duplicates_page import expected_high, write_page
+from eval.results import DUPLICATES, Number
 from eval.stages.data import Rows, attributes_of, fresh_pictures
 from eval.stages.evaluation import CHUNK, Evaluation, in_parts
 from eval.stages.features import features_of
-from eval.stages.images import HELDOUT, MAIN, TRAINED, Images, Stored
-from eval.report.duplicates_page import expected_high, write_page
-from eval.results import DUPLICATES, Number
+from eval.stages.images import MAIN, TRAINED, Images, Stored
 from iris.io.files import read_json, write_json
 from iris.settings import facts
 from iris.stages.engine import Stage
@@ -205,7 +205,11 @@ class Skills(Score):
         read, wanted = zip(*(self._read(name, images) for name, images in sets.items()), strict=True)
         found = summarise_skills(run.data.world, _joined(read), _joined(wanted), run.measure.confidence)
         captions = [caption for images in sets.values() for caption in images.captions][:REAL]
-        for prefix, part in (("accuracy", found.seen), ("heldout_accuracy", found.heldout), ("accuracy_gap", found.gap)):
+        for prefix, part in (
+            ("accuracy", found.seen),
+            ("heldout_accuracy", found.heldout),
+            ("accuracy_gap", found.gap),
+        ):
             for skill, share in part.items():
                 if isinstance(share, Share):
                     self.add(f"{prefix}_{skill}", _share(share, prefix, run.measure.confidence), data=run.data.name)
@@ -276,9 +280,7 @@ class Copies(Score):
         )
         heldout = features_of(run.judging.judge, parts, run.report("unseen real images"), chosen.heldout)
         quantile = chosen.quantile or max(QUANTILE, 1 / len(heldout))
-        found = find_duplicates(
-            self.features.features().values, self.training.features().values, heldout, quantile
-        )
+        found = find_duplicates(self.features.features().values, self.training.features().values, heldout, quantile)
         flagged, confidence = int(found.flagged.sum()), run.measure.confidence
         low, high = wilson_interval(flagged / found.n, found.n, confidence)
         how = "Wilson's interval of a share"

@@ -46,7 +46,9 @@ class Pictures(Stage):
         return f"data {self.source.name}, {self.source.split}"
 
     def facts(self) -> dict[str, Any]:
-        return {"data": fingerprint(self.source)} | ({"rows": self.source.train} if streamed(self.source) else {})
+        return {"data": fingerprint(self.source, self.context)} | (
+            {"rows": self.source.train} if streamed(self.source) else {}
+        )
 
     def settings(self) -> dict[str, Any]:
         return vars(self.source)
@@ -150,10 +152,15 @@ def streamed(source: SourceSettings) -> bool:
     return source.name == "tar" or (source.name == "hub" and source.streaming)
 
 
-def fingerprint(source: SourceSettings) -> str:
+def fingerprint(source: SourceSettings, context: Context) -> str:
     """16 hex digits of what determines a source's examples; of a drawn world without drawing it."""
-    if source.name not in WORLDS:
-        return opened(source).fingerprint()
+    known = context.fingerprints
+    if source not in known:
+        known[source] = _drawn(source) if source.name in WORLDS else opened(source).fingerprint()
+    return known[source]
+
+
+def _drawn(source: SourceSettings) -> str:
     counts = {name: getattr(source, name) for name in ("train", "validation", "heldout")}
     counts = {name: count if name == source.split else 0 for name, count in counts.items()}
     world = world_fingerprint(source.name, size=source.size, seed=source.seed, **counts)

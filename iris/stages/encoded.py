@@ -36,11 +36,8 @@ class Encoded(Stage):
         return f"encoded {self.source.split}"
 
     def facts(self) -> dict[str, Any]:
-        known = self.context.fingerprints
-        if self.source not in known:
-            known[self.source] = fingerprint(self.source)
         rows = {"rows": self.source.train} if streamed(self.source) else {}
-        return {"data": known[self.source], "store": self.store} | rows
+        return {"data": fingerprint(self.source, self.context), "store": self.store} | rows
 
     def settings(self) -> dict[str, Any]:
         return vars(self.source) | {"store": self.store}

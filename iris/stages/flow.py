@@ -141,7 +141,7 @@ class OnLatents(Trained):
         }
         if self.live:  # what the order of the rows depends on
             order = {"processes": self.context.processes.count, "shares": max(self.recipe.data.workers, 1)}
-            known |= {"data": fingerprint(self.source), "live": order | {"buffer": self.source.buffer}}
+            known |= {"data": fingerprint(self.source, self.context), "live": order | {"buffer": self.source.buffer}}
         return known
 
     def material(self) -> Material:

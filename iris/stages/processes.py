@@ -35,10 +35,11 @@ class Processes:
 
     Args:
         device: compute.device.
+        planned: how many there will be, where work is planned for others.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, planned: int | None = None) -> None:
+        self._device, self._planned = device, planned
 
     @property
     def name(self) -> str:
@@ -56,12 +57,12 @@ class Processes:
     @property
     def count(self) -> int:
         """How many there are; 1 is known without loading Accelerate."""
-        return self._place.count if _started() else 1
+        return self._planned or (self._place.count if _started() else 1)
 
     @property
     def rank(self) -> int:
         """Which of them this is."""
-        return 0 if self.count == 1 else self._place.rank
+        return 0 if self._planned or self.count == 1 else self._place.rank
 
     @property
     def first(self) -> bool:

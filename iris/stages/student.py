@@ -25,11 +25,6 @@ from iris.training.distill_task import Distillation, DistillTask
 TEACHER_STEPS = 16  # of the pictures that a student is held against
 
 
-def students(weights: Path, steps: tuple[int, ...]) -> dict[int, Path]:
-    """Folders of the students by their number of sampling steps; ``weights`` itself is that of most steps."""
-    return {count: weights / f"steps-{count}" if count != max(steps) else weights for count in sorted(steps)}
-
-
 class StudentStage(OnLatents):
     """Distil the teacher that it starts from; the latent, the text encoder and their size are the teacher's own."""
 
@@ -39,6 +34,14 @@ class StudentStage(OnLatents):
     @property
     def label(self) -> str:
         return f"student {self.recipe.student.method}"
+
+    def inside(self, steps: int) -> str:
+        """Where the student for so many sampling steps lies within the weights, of which that for most steps is the top."""
+        return "" if steps == max(self.recipe.student.steps) else f"steps-{steps}"
+
+    def students(self, weights: Path) -> dict[int, Path]:
+        """Folders of the students by their number of sampling steps."""
+        return {steps: weights / self.inside(steps) for steps in sorted(self.recipe.student.steps)}
 
     def frozen_text(self) -> tuple[Any, str] | None:
         return frozen_text_of(self.start)
@@ -81,16 +84,13 @@ class StudentStage(OnLatents):
         self.fit(self.task, self._look)
         if self.context.processes.first:
             shutil.rmtree(self.place, ignore_errors=True)
-            for steps, folder in students(self.place, recipe.student.steps).items():
+            for steps, folder in self.students(self.place).items():
                 self._pipeline(steps).save(folder)
         return {"example": shown(given.captions)}
 
     def usage(self, weights: Path) -> list[str]:
         example = self.result["example"]
-        return [
-            f'python -m iris --model {folder} "{example}"'
-            for folder in students(weights, self.recipe.student.steps).values()
-        ]
+        return [f'python -m iris --model {folder} "{example}"' for folder in self.students(weights).values()]
 
     def _pipeline(self, steps: int) -> IrisPipeline:
         model = self.distillation.few_step(steps)

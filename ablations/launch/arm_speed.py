@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.launch import Backend, Job, JobRun, jobs, run_jobs
 from ablations.launch.job import RESULT
-from ablations.question.grid import Trial
-from ablations.question.plan import Plan, hardware, network_of
+from ablations.launch.work import speed_of
+from ablations.question.plan import Plan, Trial
+from eval.speed.workers import WorkerError
+from eval.stages.speed import Speed
 from iris.io.files import read_json
 
 if TYPE_CHECKING:
@@ -42,39 +45,39 @@ class ArmSpeed:
 
         ``stored``: only what was measured before, since trials may be running beside.
         """
-        chosen: dict[str, Trial] = {}
+        arms: dict[str, str] = {}
         networks: dict[str, Trial] = {}
         for trial in self.plan.trials:
             if (self.plan.folder(trial) / RESULT).exists():
-                chosen.setdefault(trial.arm, networks.setdefault(network_of(trial.settings), trial))
-        if not chosen:
+                network = arms.setdefault(trial.arm, trial.chain.network)
+                networks.setdefault(network, trial)
+        if not arms:
             return {}
-        if not self.plan.trials[0].settings["measure"]["latency_rounds"]:
-            self.notes.append("Speed and memory were not measured: measure.latency_rounds is 0.")
+        if not self.plan.trials[0].chain.settings.measure.latency.rounds:
+            self.notes.append("Speed and memory were not measured: measure.latency.rounds is 0.")
             return {}
         if stored:
-            measured = self._stored({trial.key for trial in networks.values()})
+            measured = self._stored(set(networks))
         else:
             self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
-            measured = (self._on_node if self.cluster else self._here)(list(networks.values()))
+            measured = self._result(list(networks.values())).get("speed", {})
         contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
         if contended:
             self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
         return {
-            arm: {name: value for name, value in measured[trial.key].items() if name != "contended"}
-            for arm, trial in chosen.items()
-            if trial.key in measured
+            arm: {name: value for name, value in measured[network].items() if name != "contended"}
+            for arm, network in arms.items()
+            if network in measured
         }
 
-    def _stored(self, keys: set[str]) -> dict[str, dict[str, Any]]:
+    def _stored(self, networks: set[str]) -> dict[str, dict[str, Any]]:
         """The newest measurement of all these models together, so that ratios are of one run."""
-        places = [*(self.plan.runs / "speed").glob("*.json"), *(self.plan.runs / "speed").glob(f"*/{RESULT}")]
+        places = (self.plan.runs / "stages").glob(f"{Speed.kind}-*/{RESULT}")
         for place in sorted(places, key=lambda path: path.stat().st_mtime, reverse=True):
             found = read_json(place) or {}
-            measured = found.get("speed", found)
-            if keys <= measured.keys():
+            if networks <= found.get("speed", {}).keys():
                 self._say_where(found)
-                return measured
+                return found["speed"]
         self.notes.append(
             "Speed and memory of these models were not measured together yet; the command without action=report does it."
         )
@@ -82,29 +85,34 @@ class ArmSpeed:
 
     def _say_where(self, result: dict[str, Any]) -> None:
         """The node of a cluster's measurement is not the machine that the report is written on."""
-        if made_on := result.get("environment"):
+        if self.cluster and (made_on := result.get("environment")):
             self.notes.append(
                 f"Speed was measured on node {made_on['host']} of the cluster: {made_on['device']}, {made_on['cpu']}."
             )
 
-    def _here(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        from ablations.trial.speed import measure_speed
-        from eval.speed.workers import WorkerError
+    def _result(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        chains = [trial.chain for trial in trials]
+        if self.cluster is None:
+            return self._here(speed_of(chains))
+        machine = f"slurm {self.cluster.speed_constraint or self.cluster.constraint or ''}".strip()
+        stage = speed_of(chains, machine)
+        plan = {"trials": [self.plan.job_plan(trial) for trial in trials], "machine": machine, "threads": 1}
+        return self._on_node(Job(stage.key, jobs.speed, plan, stage.folder, exclusive=True))
 
-        machine = str(hardware(self.plan.threads))
+    def _here(self, stage: Speed) -> dict[str, Any]:
         with ThreadPoolExecutor(1) as thread:
-            measuring = thread.submit(measure_speed, trials, self.plan.runs, 1, machine)
+            measuring = thread.submit(stage.make)
             while not measuring.done():
                 self.watch.update()
                 time.sleep(0.5)
         try:
-            return measuring.result()
+            measuring.result()
         except WorkerError as error:
             self.notes.append(f"Speed and memory were not measured: {error}")
             return {}
+        return stage.result
 
-    def _on_node(self, trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        job = jobs.speed_job(trials, self.plan.runs, self.cluster.speed_constraint or self.cluster.constraint)
+    def _on_node(self, job: Job) -> dict[str, Any]:
         failed: list[dict[str, str]] = []
 
         def ended(job: Job, error: dict[str, str] | None) -> None:
@@ -119,6 +127,6 @@ class ArmSpeed:
                 raise
         if failed:
             self.notes.append(f"Speed and memory were not measured: {failed[0]['message']} (log: {failed[0]['log']})")
-        result = read_json(job.folder / RESULT) or {}
+        result = read_json(Path(job.folder) / RESULT) or {}
         self._say_where(result)
-        return result.get("speed", {})
+        return result
