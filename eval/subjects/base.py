@@ -22,7 +22,7 @@ MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # weights, configurat
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """How images are made; None leaves a value to the pipeline's own call."""
+    """How images are made; None leaves a value to the model."""
 
     steps: int | None = number(1)
     guidance: float | None = number(0)

@@ -26,7 +26,7 @@ from iris.settings import flatten, suggestion
 from iris.stages.parts import VERSION, loop_settings
 from iris.stages.processes import Processes
 from iris.stages.settings import Settings
-from iris.training.loop import CHECKPOINT, WHOLE, Part, Task, fit
+from iris.training.loop import CHECKPOINT, WHOLE, Share, Task, fit
 from iris.training.safety import BatchFacts
 
 RESULT, SETTINGS, WEIGHTS, PICTURES = "result.json", "settings.json", "weights", "pictures"
@@ -220,9 +220,9 @@ class Watched:
         self._task, self._look = task, look
         self._step, self._facts = 0, {}
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         self._step = step + 1
-        return self._task.loss(step, part)
+        return self._task.loss(step, share)
 
     def go_on_at(self, step: int) -> None:
         """Let a task that reads in passing find its place."""

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iris.diffusion.flow import integrate, time_grid
-from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
-from iris.model import TextToLatent, device_of, read_folder
-from iris.nn.condition import TextCondition
+from iris.io.pixels import to_pixels
+from iris.model import TextToLatent, read_folder
 from iris.pipeline import IrisPipeline
 from iris.stages.base import Seen, shown
 from iris.stages.data import check_stored
@@ -41,7 +40,8 @@ class DistillStage(LatentStage):
             raise SettingError(f"train.batch={settings.train.batch} must be at least 2 with student.method=shortcut")
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"student": asdict(self.settings.student)}
+        # "sampling": what earlier versions saved does not say how it is sampled, and must not be taken as it is.
+        return super().facts() | {"student": asdict(self.settings.student), "sampling": "saved"}
 
     def train(self, given: dict[str, Path]) -> dict[str, Any]:
         settings, parts = self.settings, read_folder(given["start"])
@@ -73,18 +73,28 @@ class DistillStage(LatentStage):
         return {"metrics": {}, "example": shown(encodings.captions)}
 
     def usage(self, weights: Path, result: dict[str, Any]) -> list[str]:
-        lines = []
-        for steps, folder in students(weights, self.settings.student.steps).items():
-            sampling = self.settings.student.sampling(steps)
-            lines.append(
-                f"python -m iris --model {folder} --steps {steps} --sampler {sampling.sampler} --guidance 1 "
-                f'"{result["example"]}"'
-            )
-        return lines
+        folders = students(weights, self.settings.student.steps).values()
+        return [f'python -m iris --model {folder} "{result["example"]}"' for folder in folders]
 
     def _pipeline(self, steps: int) -> IrisPipeline:
-        model = self.distillation.few_step(steps)
-        return IrisPipeline(model, self.named.latent, self.named.name, self.named.options, self.size)
+        """The student for ``steps`` sampling steps."""
+        chosen = self.settings.student
+        model, sampling = self.distillation.few_step(steps), chosen.sampling(steps)
+        return IrisPipeline(model, *self.named, self.size, sampling, chosen.guidance)
+
+    def _teacher(self) -> IrisPipeline:
+        """The teacher in as many steps as its pictures need, guided as the students are to be."""
+        chosen = self.settings.student
+        model = TextToLatent(self.distillation.student.text, self.distillation.teacher)
+        sampling = SamplingSettings(
+            TEACHER_STEPS,
+            guidance=chosen.guidance,
+            shift=chosen.shift,
+            iterations=chosen.teacher_iterations,
+            guidance_start=chosen.guidance_start,
+            guidance_end=chosen.guidance_end,
+        )
+        return IrisPipeline(model, *self.named, self.size, sampling)
 
     @torch.no_grad()
     def _look(self, step: int) -> Seen:
@@ -92,44 +102,16 @@ class DistillStage(LatentStage):
 
         Both start at the same noise. The picture has a row of samples for each number of steps.
         """
-        chosen, rows, value = self.settings.student, [], 0.0
-        place = device_of(self.distillation)
         if self._teachers is None:
-            guided = SamplingSettings(
-                TEACHER_STEPS,
-                guidance=chosen.guidance,
-                shift=chosen.shift,
-                iterations=chosen.teacher_iterations,
-                guidance_start=chosen.guidance_start,
-                guidance_end=chosen.guidance_end,
-            )
-            teacher = TextToLatent(self.distillation.student.text, self.distillation.teacher)
-            self._teachers = self._samples(teacher, guided)
-        for steps in sorted(chosen.steps):
-            few = self._samples(self.distillation.few_step(steps), chosen.sampling(steps))
-            rows.append(few)
-            if steps == min(chosen.steps):
-                value = (few - self._teachers).square().mean().item()
+            self._teachers = self._latents(self._teacher())
+        rows = [self._latents(self._pipeline(steps)) for steps in sorted(self.settings.student.steps)]
+        value = (rows[0] - self._teachers).square().mean().item()
         if self.desk.processes.first:
-            latent = self.named.latent.to(place)
+            latent = self.named.latent.to(self._teachers.device)
             images = torch.cat([latent.decode(z) for z in [*rows, self._teachers]])
-            pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            self.picture(f"students-{step:06d}", pixels, len(self.prompts))
+            self.picture(f"students-{step:06d}", to_pixels(images).cpu().numpy(), len(self.prompts))
         return value, {}
 
-    def _samples(self, model: TextToLatent, sampling: SamplingSettings) -> Tensor:
+    def _latents(self, pipeline: IrisPipeline) -> Tensor:
         """Standardised latents of the prompts."""
-        place, numbers = device_of(self.distillation), model.text.tokenise([*self.prompts, ""])
-        encoded = model.text(numbers.to(place))
-        text = TextCondition(*(part[:-1] for part in encoded))
-        null = TextCondition(*(part[-1:].expand(len(self.prompts), *part.shape[1:]) for part in encoded))
-        source = addressed_noise(self.settings.seed)
-        shape = (len(self.prompts), *self.task.latents.shape[1:])
-        velocity = GuidedVelocity(model.generator, text, null, sampling.guide, sampling.iterations)
-        return integrate(
-            velocity,
-            source(shape, None).to(place),
-            time_grid(sampling.steps, sampling.shift),
-            sampling.sampler,
-            lambda step: source(shape, step).to(place),
-        )
+        return pipeline(self.prompts, seed=self.settings.seed, output_type="latent").images

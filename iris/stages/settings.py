@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from iris.data.settings import KINDS, READY
-from iris.diffusion.distill import DistillSettings
 from iris.errors import SettingError
 from iris.latents.discriminator import AdversarialOptions
 from iris.latents.losses import ReconstructionOptions
@@ -16,6 +15,7 @@ from iris.latents.perceptual import PerceptualOptions
 from iris.nn.depth import Depth
 from iris.nn.mixers import AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
 from iris.settings import Composer, build, number, one_of, plain_values
+from iris.training.distill_settings import DistillSettings
 from iris.training.flow_settings import FlowTraining, Model
 
 STAGES = ("vae", "class", "text", "aesthetic", "distill")
