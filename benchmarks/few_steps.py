@@ -21,12 +21,12 @@ from torch import Tensor
 from eval.judges import Judge, load_judge
 from eval.metrics.fid import frechet_jackknife
 from iris import data
-from iris.diffusion.distill import DistillSettings
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.io.pixels import to_images
 from iris.pipeline import IrisPipeline
 from iris.stages.distill import students
+from iris.training.distill_settings import DistillSettings
 
 TEACHER_STEPS, GUIDANCE = (1, 2, 4, 8, 10, 20), 2.5  # two evaluations each
 # What is asked of each student: its FID at so many steps, at most so many times the teacher's at so many.

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eval.models.ledger import memory_ledger
     from iris.diffusion.sampling import SamplingSettings
+    from iris.model import IrisModel
     from iris.pipeline import IrisPipeline
-    from iris.presets import IrisModel, create_iris_base, create_iris_small, create_iris_tiny
+    from iris.presets import create_iris_base, create_iris_small, create_iris_tiny
 
 _PLACES = {
-    "IrisModel": "iris.presets",
+    "IrisModel": "iris.model",
     "IrisPipeline": "iris.pipeline",
     "SamplingSettings": "iris.diffusion.sampling",
     "create_iris_base": "iris.presets",

@@ -32,7 +32,7 @@ from iris.stages.flow import SAMPLING, OnLatents
 from iris.stages.parts import model_facts, sampling_of
 from iris.stages.processes import Processes
 from iris.stages.settings import Recipe
-from iris.stages.student import StudentStage
+from iris.stages.student import StudentStage, inside
 
 USUAL = ("quality", "alignment", "skills")  # measures of a trial, as far as they are possible
 
@@ -160,6 +160,7 @@ def sampled(model: OnLatents, settings: TrialSettings) -> tuple[Work, SamplingSe
     if steps not in settings.student.steps:
         there = ", ".join(map(str, settings.student.steps))
         raise SettingError(f"sample.steps={steps}: student.steps={there} makes none for that; allowed: {there}")
-    inside = model.inside(steps)
+    folder = inside(steps, settings.student.steps)
     chosen = sampling_of(settings, settings.student.sampling(steps))
-    return (Inside(model, inside) if inside else model), chosen
+    chosen.check_student(settings.student.guidance)
+    return (Inside(model, folder) if folder else model), chosen

@@ -14,13 +14,12 @@ from ablations.answer import stats
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.answer.verdict import analyse_outcome, arms_of, baseline_of, metric_label
-from eval.metrics.skills import ALL
 from ablations.report.measures import (
-    SHOWN_SKILLS,
     COLUMNS,
     COST,
     DASH,
     QUALITY,
+    SHOWN_SKILLS,
     Measure,
     error_number,
     number,
@@ -28,6 +27,7 @@ from ablations.report.measures import (
     value_of,
 )
 from ablations.report.palette import LABELLED, ArmStyle
+from eval.metrics.skills import ALL
 
 if TYPE_CHECKING:
     from eval.targets import TargetResult

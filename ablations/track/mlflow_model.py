@@ -25,7 +25,8 @@ def log_model(
 
     Args:
         pipeline: folder that ``IrisPipeline.save`` wrote.
-        sample: how images are made unless a call says otherwise, the fields of ``SamplingSettings``.
+        sample: how images are made unless a call says otherwise, fields of ``SamplingSettings``; what is left out is
+            as the pipeline says.
         tags: of the model.
     """
     from mlflow.entities import LoggedModelOutput

@@ -21,8 +21,8 @@ from iris.text import TextEncoder, build_text_encoder
 
 if TYPE_CHECKING:
     from iris.latents import Latent
+    from iris.model import IrisModel
     from iris.pipeline import IrisPipeline
-    from iris.presets import IrisModel
 
 TEXT_LENGTH = 77  # tokens of a model without a text encoder: CLIP's
 PRECISE = ("generator.input.weight", "generator.injection.weight", "generator.output.weight")

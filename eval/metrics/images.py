@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from iris.io import pixels
+
 TOLERANCE = 1e-3  # floats may overshoot [-1, 1] by a decoder's rounding
 
 
@@ -36,9 +38,9 @@ def check_images(
     if isinstance(images, Sequence):
         images = _stacked(images, name)
     images = torch.as_tensor(images).detach()
-    pixels = images.dim() == 4 and images.dtype == torch.uint8 and images.shape[-1] == 3
+    integers = images.dim() == 4 and images.dtype == torch.uint8 and images.shape[-1] == 3
     floats = images.dim() == 4 and images.is_floating_point() and images.shape[1] == 3
-    if not pixels and not floats and len(images.shape) and len(images):
+    if not integers and not floats and len(images.shape) and len(images):
         raise ValueError(
             f"{name} must be uint8 [N, H, W, 3], or floats [N, 3, H, W] in [-1, 1], "
             f"got {images.dtype} {tuple(images.shape)}"
@@ -58,7 +60,7 @@ def check_images(
 def to_float(images: Tensor) -> Tensor:
     """Float images [B, 3, H, W] in [-1, 1] of what ``check_images`` returns."""
     if images.dtype == torch.uint8:
-        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return pixels.to_images(images)
     return images.float()
 
 
@@ -66,7 +68,7 @@ def to_pixels(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] of what ``check_images`` returns, rounded to the nearest."""
     if images.dtype == torch.uint8:
         return images
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return pixels.to_pixels(images.float().clamp(-1, 1))
 
 
 def _stacked(images: Sequence[Any], name: str) -> Tensor:

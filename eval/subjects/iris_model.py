@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,13 @@ from eval.subjects.base import MODEL_FILES, Subject
 from iris.diffusion.sampling import Sample, SamplingSettings
 from iris.errors import SettingError
 from iris.io.hub import fetch
-from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
+from iris.model import CONFIG, DISTILLED, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS, read_sampling
 from iris.nn.mixers import source_digest
 from iris.pipeline import IrisPipeline
 from iris.stages.engine import made_by
 from iris.stages.latent_cache import latent_digest
 
-# Of ``SamplingSettings`` -> of the pipeline's call, whose defaults hold where nothing is set.
-CALLED = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "sampler": "sampler",
-    "shift": "shift",
-    "iterations": "num_iterations",
-    "guidance_start": "guidance_start",
-    "guidance_end": "guidance_end",
-    "guidance_rescale": "guidance_rescale",
-}
+SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 
 
 class IrisModel(Subject):
@@ -53,12 +42,12 @@ class IrisModel(Subject):
         for name in (CONFIG, WEIGHTS, LATENT_WEIGHTS):
             if not (self.root / name).is_file():
                 raise SettingError(f"model={model}: {name} is missing; expected a folder written by save_pretrained")
-        call = inspect.signature(IrisPipeline.__call__).parameters
-        defaults = {name: call[argument].default for name, argument in CALLED.items()}
-        self.settings = SamplingSettings(**defaults | sample.given(self.kind, tuple(CALLED)))
         self.model, self.name = model, self.root.resolve().name
-        self.sampling, self.dtype, self.device = asdict(self.settings), dtype, device
         self.size = (self._side(), self._side())
+        given = sample.given(self.kind, SAMPLING)
+        self.settings = SamplingSettings.resolved(read_sampling(self._config), **given)
+        self.settings.check_student(self._config.get(DISTILLED))
+        self.sampling, self.dtype, self.device = asdict(self.settings), dtype, device
         self.take(sample.batch)
 
     def _side(self) -> int:

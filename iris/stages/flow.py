@@ -226,7 +226,7 @@ class FlowStage(OnLatents):
         named = load_latent(self.needs["latent"].make()) if start is None else NamedLatent(*start[1:4])
         self.given = self.material()
         model = self._model(start, named)
-        self.pipeline = lambda: IrisPipeline(model, named.latent, named.name, named.options, self.size)
+        self.pipeline = lambda: IrisPipeline(model, *named, self.size, SAMPLING)
         held, held_captions = self.given.held, self.given.held_captions
         if self.live:
             batches = LiveBatches(

@@ -91,4 +91,4 @@ def sampling_of(recipe: Any, own: SamplingSettings) -> SamplingSettings:
     Raises:
         SettingError: a value that cannot be used.
     """
-    return SamplingSettings(**vars(own) | recipe.sample.given("iris", tuple(vars(own))))
+    return SamplingSettings.resolved(own, **recipe.sample.given("iris", tuple(vars(own))))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from iris.data.settings import DATA_OPTIONS, Data
-from iris.diffusion.distill import DistillSettings
 from iris.diffusion.sampling import Sample
 from iris.latents import LATENTS
 from iris.latents.discriminator import AdversarialOptions
@@ -19,6 +18,7 @@ from iris.latents.perceptual import PerceptualOptions
 from iris.nn.depth import Depth
 from iris.nn.mixers import AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
 from iris.settings import Tree, setting
+from iris.training.distill_settings import DistillSettings
 from iris.training.settings import Compute, FlowTraining, Training, VAETraining
 
 STAGES = ("vae", "class", "text", "aesthetic", "distill")

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iris.diffusion.flow import integrate, time_grid
-from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.io.pixels import to_pixels
-from iris.model import TextToLatent, device_of, read_folder
-from iris.nn.condition import TextCondition
+from iris.model import TextToLatent, read_folder
 from iris.pipeline import IrisPipeline
 from iris.settings import facts
 from iris.stages.flow import OnLatents, frozen_text_of
@@ -23,6 +21,16 @@ from iris.stages.trained import Seen, shown
 from iris.training.distill_task import Distillation, DistillTask
 
 TEACHER_STEPS = 16  # of the pictures that a student is held against
+
+
+def inside(steps: int, all_steps: tuple[int, ...]) -> str:
+    """Where the student for ``steps`` lies within the weights, of which that for most steps is the top."""
+    return "" if steps == max(all_steps) else f"steps-{steps}"
+
+
+def students(weights: Path, steps: tuple[int, ...]) -> dict[int, Path]:
+    """Folders of the students by their number of sampling steps."""
+    return {one: weights / inside(one, steps) for one in sorted(steps)}
 
 
 class StudentStage(OnLatents):
@@ -34,14 +42,6 @@ class StudentStage(OnLatents):
     @property
     def label(self) -> str:
         return f"student {self.recipe.student.method}"
-
-    def inside(self, steps: int) -> str:
-        """Where the student for so many sampling steps lies within the weights, of which that for most steps is the top."""
-        return "" if steps == max(self.recipe.student.steps) else f"steps-{steps}"
-
-    def students(self, weights: Path) -> dict[int, Path]:
-        """Folders of the students by their number of sampling steps."""
-        return {steps: weights / self.inside(steps) for steps in sorted(self.recipe.student.steps)}
 
     def frozen_text(self) -> tuple[Any, str] | None:
         return frozen_text_of(self.start)
@@ -84,17 +84,36 @@ class StudentStage(OnLatents):
         self.fit(self.task, self._look)
         if self.context.processes.first:
             shutil.rmtree(self.place, ignore_errors=True)
-            for steps, folder in self.students(self.place).items():
+            for steps, folder in students(self.place, recipe.student.steps).items():
                 self._pipeline(steps).save(folder)
         return {"example": shown(given.captions)}
 
     def usage(self, weights: Path) -> list[str]:
         example = self.result["example"]
-        return [f'python -m iris --model {folder} "{example}"' for folder in self.students(weights).values()]
+        return [
+            f'python -m iris --model {folder} "{example}"'
+            for folder in students(weights, self.recipe.student.steps).values()
+        ]
 
     def _pipeline(self, steps: int) -> IrisPipeline:
-        model = self.distillation.few_step(steps)
-        return IrisPipeline(model, self.named.latent, self.named.name, self.named.options, self.size)
+        """The student for ``steps`` sampling steps."""
+        chosen = self.recipe.student
+        model, sampling = self.distillation.few_step(steps), chosen.sampling(steps)
+        return IrisPipeline(model, *self.named, self.size, sampling, chosen.guidance)
+
+    def _teacher(self) -> IrisPipeline:
+        """The teacher in as many steps as its pictures need, guided as the students are to be."""
+        chosen = self.recipe.student
+        model = TextToLatent(self.distillation.student.text, self.distillation.teacher)
+        sampling = SamplingSettings(
+            TEACHER_STEPS,
+            guidance=chosen.guidance,
+            shift=chosen.shift,
+            iterations=chosen.teacher_iterations,
+            guidance_start=chosen.guidance_start,
+            guidance_end=chosen.guidance_end,
+        )
+        return IrisPipeline(model, *self.named, self.size, sampling)
 
     @torch.no_grad()
     def _look(self, step: int) -> Seen:
@@ -102,43 +121,16 @@ class StudentStage(OnLatents):
 
         Both start at the same noise. The picture has a row of samples for each number of steps.
         """
-        chosen, rows, value = self.recipe.student, [], 0.0
-        place = device_of(self.distillation)
         if self._teachers is None:
-            guided = SamplingSettings(
-                TEACHER_STEPS,
-                guidance=chosen.guidance,
-                shift=chosen.shift,
-                iterations=chosen.teacher_iterations,
-                guidance_start=chosen.guidance_start,
-                guidance_end=chosen.guidance_end,
-            )
-            teacher = TextToLatent(self.distillation.student.text, self.distillation.teacher)
-            self._teachers = self._samples(teacher, guided)
-        for steps in sorted(chosen.steps):
-            few = self._samples(self.distillation.few_step(steps), chosen.sampling(steps))
-            rows.append(few)
-            if steps == min(chosen.steps):
-                value = (few - self._teachers).square().mean().item()
+            self._teachers = self._latents(self._teacher())
+        rows = [self._latents(self._pipeline(steps)) for steps in sorted(self.recipe.student.steps)]
+        value = (rows[0] - self._teachers).square().mean().item()
         if self.context.processes.first:
-            latent = self.named.latent.to(place)
+            latent = self.named.latent.to(self._teachers.device)
             images = torch.cat([latent.decode(z) for z in [*rows, self._teachers]])
             self.picture(f"students-{step:06d}", to_pixels(images).cpu().numpy(), len(self.shown))
         return value, {}
 
-    def _samples(self, model: TextToLatent, sampling: SamplingSettings) -> Tensor:
+    def _latents(self, pipeline: IrisPipeline) -> Tensor:
         """Standardised latents of the prompts."""
-        place, numbers = device_of(self.distillation), model.text.tokenise([*self.shown, ""])
-        encoded = model.text(numbers.to(place))
-        text = TextCondition(*(part[:-1] for part in encoded))
-        null = TextCondition(*(part[-1:].expand(len(self.shown), *part.shape[1:]) for part in encoded))
-        source = addressed_noise(self.recipe.seed)
-        shape = (len(self.shown), *self.task.latents.shape[1:])
-        velocity = GuidedVelocity(model.generator, text, null, sampling.guide, sampling.iterations)
-        return integrate(
-            velocity,
-            source(shape, None).to(place),
-            time_grid(sampling.steps, sampling.shift),
-            sampling.sampler,
-            lambda step: source(shape, step).to(place),
-        )
+        return pipeline(self.shown, seed=self.recipe.seed, output_type="latent").images

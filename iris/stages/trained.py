@@ -15,7 +15,7 @@ from iris.errors import SettingError
 from iris.io.pictures import save_grid
 from iris.stages.engine import WEIGHTS, Context, Stage, Work, content_key
 from iris.stages.settings import TRAINED_BY, Recipe
-from iris.training.loop import CHECKPOINT, WHOLE, Part, Task, fit
+from iris.training.loop import CHECKPOINT, WHOLE, Share, Task, fit
 from iris.training.safety import BatchFacts
 from iris.training.settings import loop_settings
 
@@ -116,9 +116,9 @@ class Watched:
         self._task, self._look = task, look
         self._step, self._facts = 0, {}
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         self._step = step + 1
-        return self._task.loss(step, part)
+        return self._task.loss(step, share)
 
     def go_on_at(self, step: int) -> None:
         """Let a task that reads in passing find its place."""

@@ -21,7 +21,7 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
     Args:
         device: "cpu", "auto" (what the machine has), or a torch device type such as "cuda" or "mps".
         precision: "no", "bf16" or "fp16".
-        accumulate: parts that a process adds up in a step.
+        accumulate: shares that a process adds up in a step.
 
     Raises:
         SettingError: the device is not there, or cannot compute in this precision.

@@ -25,7 +25,7 @@ from iris.latents.perceptual import LPIPS, PerceptualOptions, load_lpips
 from iris.latents.vae import VAE
 from iris.model import device_of
 from iris.randomness import addressed, initialise
-from iris.training.loop import WHOLE, Part
+from iris.training.loop import WHOLE, Share
 from iris.training.safety import BatchFacts
 from iris.training.tasks import batch_indices
 
@@ -82,12 +82,12 @@ class VAETask:
         """Which images step ``step`` takes."""
         return batch_indices(len(self.pixels), self.batch, self.seed, step)
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        self._require_whole(part)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        self._require_whole(share)
         place = device_of(self.module)
-        images = to_images(self.pixels[part.take(self.rows(step))].to(place))
+        images = to_images(self.pixels[share.take(self.rows(step))].to(place))
         shape = (self.batch, self.vae.channels, *self.vae.grid(*images.shape[-2:]))
-        noise = part.take(torch.randn(shape, generator=addressed(self.seed, "posterior", step))).to(place)
+        noise = share.take(torch.randn(shape, generator=addressed(self.seed, "posterior", step))).to(place)
         loss, extras, reconstruction = score(
             self.vae, images, noise, self.kl_weight, self.detail_weight, self.reconstruction
         )
@@ -132,14 +132,14 @@ class VAETask:
         extras = {"generator": fooled.detach(), "discriminator": taught.detach(), "adversarial_weight": weight}
         return loss + weight * fooled + (taught - taught.detach()), extras
 
-    def _require_whole(self, part: Part) -> None:
-        """Raise a SettingError if an adaptive weight cannot be had: it is no mean over the parts of a batch.
+    def _require_whole(self, share: Share) -> None:
+        """Raise a SettingError if an adaptive weight cannot be had: it is no mean over the shares of a batch.
 
-        Processes can add up their gradients; parts that come one after the other cannot.
+        Processes can add up their gradients; shares that come one after the other cannot.
         """
-        if self.adversarial.weight and self.adversarial.balance == "adaptive" and part.of != processes():
+        if self.adversarial.weight and self.adversarial.balance == "adaptive" and share.of != processes():
             raise SettingError(
-                f"train.accumulate={part.of // processes()} must be 1 with adversarial.balance=adaptive,"
+                f"train.accumulate={share.of // processes()} must be 1 with adversarial.balance=adaptive,"
                 " whose weight is that of a whole batch; or set adversarial.balance=constant"
             )
 

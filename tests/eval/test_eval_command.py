@@ -32,6 +32,8 @@ from eval.subjects import SampleSettings, iris_model, open_subject
 from eval.subjects.iris_model import IrisModel
 from iris.data import WORLDS
 from iris.data.settings import KINDS, READY
+from iris.diffusion.sampling import SamplingSettings
+from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.model import TextToLatent
 from iris.nn.generator import Generator, GeneratorConfig
@@ -93,6 +95,39 @@ def pictures(made, tmp_path_factory):
         rows.append(json.dumps({"file_name": f"{i:03d}.png", "text": caption}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder
+
+
+# -- how a saved model is sampled ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The shipped model's weights as those of a consistency student."""
+    folder = tmp_path_factory.mktemp("student")
+    IrisPipeline(*IrisPipeline.from_pretrained(SHIPPED).parts[:5], SamplingSettings(2, "stochastic"), 2.5).save(folder)
+    return folder
+
+
+def test_a_student_makes_the_images_of_its_own_sampling(student):
+    subject = opened(student)
+    assert (subject.sampling["steps"], subject.sampling["sampler"], subject.sampling["guidance"]) == (
+        2,
+        "stochastic",
+        1,
+    )
+    captions = ["a red circle", "a blue square"]
+    assert torch.equal(subject.generate(captions, 0, 0), IrisPipeline.from_pretrained(student).generate(captions))
+    assert subject.loader("a red circle").argument["sampler"] == "stochastic"
+    assert opened(student, steps=1).settings == SamplingSettings(1, "stochastic")
+
+
+def test_guidance_of_a_student_is_refused(student):
+    with pytest.raises(SettingError, match="sample.guidance=3.*guidance 2.5 distilled into its weights"):
+        opened(student, guidance=3.0)
+
+
+def test_a_model_that_says_nothing_takes_four_guided_steps():
+    assert opened(SHIPPED).settings == SamplingSettings(4, guidance=3.0)
 
 
 # -- a saved model --------------------------------------------------------------------------------------------------

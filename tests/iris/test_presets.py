@@ -10,8 +10,10 @@ from small_models import CAPTIONS, wake
 import iris
 from eval.models.ledger import DOCUMENT, MIB, memory_ledger, total
 from iris.errors import SettingError
+from iris.model import IrisModel
 from iris.nn.depth import Depth
-from iris.presets import PRESETS, IrisModel
+from iris.pipeline import IrisPipeline
+from iris.presets import PRESETS
 from iris.text import Vocabulary, WordEncoder
 
 DOCUMENTED = {"tiny": 19e6, "small": 47e6, "base": 135e6}
@@ -140,13 +142,13 @@ class TestGenerate:
         model = small_preset()
         encoder = WordEncoder(Vocabulary.from_captions(CAPTIONS, 6), 12)
         torch.nn.init.normal_(encoder.position.weight)
-        pipe = model.pipeline(encoder)
+        pipe = IrisPipeline.from_model(model, encoder)
         text = encoder(encoder.tokenise(CAPTIONS[:1]))
         assert text.mask.sum() == 4
         images = pipe(CAPTIONS[0], 3, guidance_scale=1.0, output_type="pt").images
         assert images.shape == (1, 3, 16, 16) and pipe.size == 16
-        with pytest.raises(SettingError, match="8 wide, model.text_width=12"):
-            model.pipeline(WordEncoder(Vocabulary(["a"], 3), 8))
+        with pytest.raises(SettingError, match="model.text_width=12 must be the text encoder's width, 8"):
+            IrisPipeline.from_model(model, WordEncoder(Vocabulary(["a"], 3), 8))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A share of a step's global batch: what one process takes, or one of the parts that it adds up."""
+"""A share of a step's global batch: what one process takes, or one of those that it adds up."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """Which rows of a step's global batch a call takes: index, index + of, index + 2 of, …"""
 
     index: int = 0
     of: int = 1
 
     def take(self, batch: Tensor) -> Tensor:
-        """This part's rows of a tensor [global batch, …]."""
+        """This share's rows of a tensor [global batch, …]."""
         return batch[self.index :: self.of]
 
 
-WHOLE = Part()
+WHOLE = Share()
