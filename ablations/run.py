@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablations.launch import thread_environment, threads_of
+from ablations.report.places import neighbours, report_folder
 from ablations.report.process import ReportLost
 from ablations.track.location import Location
 from iris.errors import SettingError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ablations.question.settings import Settings
 
 ACTIONS = ("status", "cancel")
+LISTED = 5  # other reports of a grid that the terminal names
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 HELP = """\
@@ -39,9 +41,7 @@ Run an ablation grid: train every trial, measure it, log it to MLflow, write a r
 
   python -m ablations.run grid=mixers launcher=slurm launcher.partition=gpu
   python -m ablations.run grid=mixers action=status         # also: cancel, retry (only what failed), report
-  python -m ablations.show KEY                              # a trial: settings, state, results, files
-  python -m ablations.diff KEY KEY                          # what differs between two
-  python -m ablations.gc                                    # what the runs folder holds, and what may go
+  python -m ablations show KEY                              # a trial: settings, state, results, files; also: diff, gc, sync
 
 Run again after a stop or a failure: finished trials are reused, others continue where they were. A second call beside a
 running one follows the same trials.
@@ -86,10 +86,10 @@ def _obey(words: Sequence[str]) -> int:
         from ablations.launch import actions
 
         return getattr(actions, settings.action)(settings, Console())
-    return _run(settings)
+    return _run(settings, words)
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, words: Sequence[str]) -> int:
     console = Console()
     os.environ.update(thread_environment(settings.threads or os.cpu_count() or 1))
     Location.of(settings.track.uri, Path.cwd()).check()
@@ -122,7 +122,8 @@ def _run(settings: Settings) -> int:
             with Tracker(
                 settings.grid.name, settings.track.uri, Path.cwd(), plan.runs, watch.note, settings.track.models_mb
             ) as tracker:
-                outcome, report, problems = Session(settings, plan, watch, tracker, record, only).run()
+                place = report_folder(Path(settings.reports_dir), settings.grid.name, words)
+                outcome, report, problems = Session(settings, plan, watch, tracker, record, place, only).run()
         except Detached:
             watch.note(
                 "the trials run on; the same command follows them again, action=status shows them, action=cancel stops them"
@@ -131,6 +132,9 @@ def _run(settings: Settings) -> int:
     watch.summary(outcome)
     for problem in problems:
         console.print(problem, style="yellow", markup=False)
+    if others := neighbours(report.parent, settings.grid.name):
+        told = ", ".join(one.settings or settings.grid.name for one in others[:LISTED])
+        console.print(f"other reports of this grid: {told}", highlight=False, markup=False)
     console.print(f"\nreport   {report}\nMLflow   {tracker.command}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
 

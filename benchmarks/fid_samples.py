@@ -21,10 +21,10 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from ablations.report.charts import STYLE, new_figure
 from ablations.report.palette import HUES, INK, MUTED
 from eval.judges import Judge, load_judge
-from eval.metrics.features import extract_features
+from eval.stages.features import extract_features
 from eval.metrics.fid import DistanceTo, FeatureStatistics, RankDeficientWarning, check_features, frechet_jackknife
 from eval.metrics.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity
-from eval.metrics.images import to_float
+from eval.judges.images import to_float
 from iris.data import WORLDS
 
 COUNTS = (128, 256, 512, 1024, 2048, 4096)

@@ -293,7 +293,7 @@ def _made_up(folder: Path, number: int) -> None:
 
 def report(trials: int, folder: str) -> dict[str, Any]:
     """Seconds to write a report; 20 seeds an arm, with curves, gates and pictures."""
-    from ablations.report import write_report
+    from ablations.report.build import write_report
 
     outcome = _outcome(trials, folder)
     row: dict[str, Any] = {}

@@ -121,7 +121,7 @@ def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
     from eval.export.ort import OrtPipeline
     from eval.export.pipeline import export_pipeline
     from eval.judges import load_judge
-    from eval.metrics.features import extract_features
+    from eval.stages.features import extract_features
     from eval.metrics.fid import frechet_replicates, jackknife_error
     from iris import IrisPipeline
 

@@ -47,14 +47,22 @@ class Session:
     """What an invocation knows.
 
     Args:
-        record: where the grid's record goes.
+        record, report: where the grid's record and its report go.
         only: keys of the trials to run if they are missing (None: all).
     """
 
     def __init__(
-        self, settings: Settings, plan: Plan, watch: Watch, tracker: Tracker, record: Path, only: set[str] | None = None
+        self,
+        settings: Settings,
+        plan: Plan,
+        watch: Watch,
+        tracker: Tracker,
+        record: Path,
+        report: Path,
+        only: set[str] | None = None,
     ) -> None:
         self.settings, self.plan, self.watch, self.tracker, self.only = settings, plan, watch, tracker, only
+        self.report = report
         self.trials = {trial.key: trial for trial in plan.trials}
         self.cached = {key for key, trial in self.trials.items() if (plan.folder(trial) / RESULT).exists()}
         self.errors: dict[str, dict[str, str]] = {}
@@ -88,7 +96,7 @@ class Session:
                 tracker.trial_finished(record)
         outcome = self.outcome(records)
         self.watch.note("writing the report")
-        report, verdict = write_report_apart(outcome, Path(self.settings.reports_dir) / grid.name)
+        report, verdict = write_report_apart(outcome, self.report)
         self.watch.note("finishing MLflow")
         if unfinished:
             tracker.detach()

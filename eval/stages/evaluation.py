@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.metrics.features import judge_facts
+from eval.judges import judge_facts
 from eval.results import hardware
 from eval.settings import Measure
 from eval.stages.data import RealData, Rows

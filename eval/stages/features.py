@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.judges import Judge
-from eval.metrics.features import Features, judge_facts
+from eval.judges import Judge, judge_facts
+from eval.judges.images import check_images, to_float
+from eval.metrics.features import Features
 from eval.metrics.fid import FeatureStatistics
-from eval.metrics.images import to_float
 from eval.stages.data import RealData
 from eval.stages.images import Images, Stored
 from eval.stages.judging import Judging
@@ -133,3 +133,25 @@ def features_of(
         if report is not None:
             report(done, total)
     return torch.cat(found) if found else torch.empty(0, judge.feature_width)
+
+
+def extract_features(
+    judge: Judge, images: Tensor | np.ndarray | Sequence[Any], batch: int = 256, name: str = "images", **facts: Any
+) -> Features:
+    """Features of images, checked first.
+
+    Args:
+        judge: whose image tower is used.
+        images: as ``check_images`` takes them, N >= 2.
+        batch: images converted at once.
+        name: what an error calls the images.
+        facts: more to keep in the metadata, such as seed or data.
+
+    Raises:
+        ValueError: as ``check_images``; a feature that is not finite.
+    """
+    checked = check_images(images, name=name)
+    values = torch.cat([judge.image_features(to_float(part)).cpu() for part in checked.split(batch)])
+    height, width = checked.shape[1:3] if checked.dtype == torch.uint8 else checked.shape[2:]
+    made_with = {**judge_facts(judge, (height, width)), "metric_name": judge.metric_name}
+    return Features.of(values, {**made_with, **facts})

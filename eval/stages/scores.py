@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.judges.images import to_float
 from eval.metrics.bootstrap import bootstrap_interval, wilson_interval
 from eval.metrics.clip_score import clip_scores
 from eval.metrics.duplicates import QUANTILE, Duplicates, find_duplicates
 from eval.metrics.fid import frechet_distance
-from eval.metrics.images import to_float
 from eval.metrics.objects import count_objects
 from eval.metrics.quality import Measure, measure_quality
 from eval.metrics.skills import COUNT, Share, SkillSummary, right_by_skill, summarise_skills

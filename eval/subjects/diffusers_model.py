@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.metrics.images import check_images, to_pixels
+from eval.judges.images import check_images, to_pixels
 from eval.speed.workers import Loader
 from eval.subjects.base import MODEL_FILES, Subject
 from iris.diffusion.sampling import Sample

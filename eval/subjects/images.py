@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.metrics.images import check_images, to_pixels
+from eval.judges.images import check_images, to_pixels
 from eval.subjects.base import Subject
 from iris.diffusion.sampling import Sample
 from iris.errors import SettingError

@@ -20,9 +20,9 @@ from small_diffusers import SIZE, save_diffusers
 from eval.__main__ import main
 from eval.compare import loader_of
 from eval.judges import JUDGES, load_judge
-from eval.metrics.features import extract_features
+from eval.stages.features import extract_features
 from eval.metrics.fid import frechet_jackknife
-from eval.metrics.images import to_float
+from eval.judges.images import to_float
 from eval.results import FILES, read_results
 from eval.settings import COMPOSER, WHAT, settings_of
 from eval.stages import run as running

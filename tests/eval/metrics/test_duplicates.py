@@ -12,7 +12,7 @@ from scipy import stats
 from eval.judges import load_judge
 from eval.metrics import duplicates as module
 from eval.metrics.duplicates import find_duplicates, nearest
-from eval.metrics.features import extract_features
+from eval.stages.features import extract_features
 from eval.report.duplicates_page import expected_high, write_page
 from iris.data import WORLDS
 

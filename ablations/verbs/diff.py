@@ -1,34 +1,37 @@
-"""What differs between two trials: ``python -m ablations.diff KEY KEY [runs_dir=runs]``. Settings, results, where made."""
+"""What differs between two trials: settings, results, where they were made."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ablations.launch.stored import find_trial, settings_of_trial
 from ablations.launch.trial_state import state_of
-from iris.errors import SettingError
+from ablations.verbs.stored import find_trial, settings_of_trial
+from iris.settings import setting
+
+NAMES = (2, 2)
+HELP = """\
+What differs between two trials: settings, results, where they were made. The exit code is 0 whether or not something does.
+
+  python -m ablations diff KEY KEY [runs_dir=runs]
+"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 whether or not something differs."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    places = [word.partition("=")[2] for word in words if word.startswith("runs_dir=")]
-    keys = [word for word in words if "=" not in word and not word.startswith("-")]
-    if len(keys) != 2 or len(keys) + len(places) != len(words):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        folders = [find_trial(Path(places[-1] if places else "runs"), key) for key in keys]
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console = Console()
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of this verb."""
+
+    runs_dir: str = setting("runs", "where trials lie")
+
+
+def run(names: list[str], settings: Settings, console: Console) -> int:
+    """Show the differences; returns the exit code."""
+    folders = [find_trial(Path(settings.runs_dir), key) for key in names]
     one, two = (state_of(folder) for folder in folders)
     parts = {
         "settings": [settings_of_trial(folder) for folder in folders],
@@ -67,7 +70,3 @@ def _print(console: Console, title: str, keys: list[str], rows: list[tuple[str, 
         percent = [f"{right / left - 1:+.1%}" if left else ""] if change else []
         table.add_row(name, *cells, *percent)
     console.print(table, highlight=False, markup=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,33 +1,35 @@
-"""A trial by its key: ``python -m ablations.show KEY [runs_dir=runs]``. Settings, state, results, files."""
+"""A trial by its key: settings, state, results, files."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from ablations.launch.stored import find_trial, megabytes, settings_of_trial, size_of
 from ablations.launch.trial_state import TrialState, state_of
-from iris.errors import SettingError
+from ablations.verbs.stored import find_trial, megabytes, settings_of_trial, size_of
+from iris.settings import setting
+
+NAMES = (1, 1)
+HELP = """\
+A trial by its key, or the beginning of it: settings, state, results, files.
+
+  python -m ablations show KEY [runs_dir=runs]
+"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    places = [word.partition("=")[2] for word in words if word.startswith("runs_dir=")]
-    keys = [word for word in words if "=" not in word and not word.startswith("-")]
-    if len(keys) != 1 or len(keys) + len(places) != len(words):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        folder = find_trial(Path(places[-1] if places else "runs"), keys[0])
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    show(folder, Console())
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of this verb."""
+
+    runs_dir: str = setting("runs", "where trials lie")
+
+
+def run(names: list[str], settings: Settings, console: Console) -> int:
+    """Show the trial; returns the exit code."""
+    show(find_trial(Path(settings.runs_dir), names[0]), console)
     return 0
 
 
@@ -80,7 +82,3 @@ def _print(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table, highlight=False, markup=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,24 +1,11 @@
-"""What the runs folder holds, and what may go: ``python -m ablations.gc [what=checkpoints] [older=7d] [keys=A,B] [delete]``.
-
-    what=checkpoints   training state of finished trials and stages; their weights, samples and results stay
-    what=failed        folders of failed trials
-    what=unused        shared work that no trial or unfinished grid needs, lists and logs of workers that are gone;
-                       never what `python -m iris.training` made
-    what=trials        whole trials, by keys= or older=
-    older=7d           only what was not written for so long: d, h or m
-    keys=A,B           only trials and stages whose keys begin so
-    runs_dir=runs      the folder
-
-Without ``delete`` nothing is deleted: the list and its sizes are printed. What a living process works on is never taken.
-"""
+"""What the runs folder holds, and what may go."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,77 +15,74 @@ from rich.table import Table
 from ablations.launch.grid_record import load_record
 from ablations.launch.job import ERROR, RESULT
 from ablations.launch.pool import is_locked
-from ablations.launch.stored import megabytes, size_of
 from ablations.launch.trial_state import state_of
+from ablations.verbs.stored import megabytes, size_of
 from iris.errors import SettingError
 from iris.io.files import read_json
+from iris.settings import setting
 
-KINDS = ("checkpoints", "failed", "unused", "trials")
+NAMES = (0, 0)
+HELP = """\
+What the runs folder holds, and what may go. Without delete=true nothing is deleted: the list and its sizes are printed. What
+a living process works on is never taken.
+
+  python -m ablations gc                                  what=checkpoints
+  python -m ablations gc what=unused older=7d delete=true
+
+  what=checkpoints   training state of finished stages; their weights and results stay
+  what=failed        folders of failed trials
+  what=unused        stages that no trial or unfinished grid needs, lists and logs of workers that are gone
+  what=trials        whole trials, by keys= or older=
+"""
 UNITS = {"d": 86400, "h": 3600, "m": 60}
 CHECKPOINTS = ("checkpoint*", "best*", "train")
-SHARED = ("data-", "latent-", "text-", "reference-")
+KEPT = (
+    "class-",
+    "text-",
+    "aesthetic-",
+    "student-",
+    "speed-",
+)  # models, which a person may have trained for their own sake, and figures of reports
 DAY = 86400.0
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the command line asks for."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of this verb."""
 
-    runs: Path
-    what: str = "checkpoints"
-    older: float = 0.0  # seconds
-    keys: tuple[str, ...] = ()
-    delete: bool = False
+    what: str = setting("checkpoints", "what may go", choices=("checkpoints", "failed", "unused", "trials"))
+    older: str | None = setting(None, "only what was not written for so long: 7d, 12h, 30m")
+    keys: list = setting([], "only trials and stages whose keys begin so: keys=A,B")
+    runs_dir: str = setting("runs", "the folder")
+    delete: bool = setting(False, "delete it")
+
+    def __post_init__(self) -> None:
+        if self.older is not None and not re.fullmatch(r"\d+[dhm]", self.older):
+            raise SettingError(f"older={self.older} must be a number of days, hours or minutes, such as 7d, 12h, 30m")
+        if self.what == "trials" and not self.keys and self.older is None:
+            raise SettingError("what=trials needs keys= or older=: it takes whole trials, results included")
+
+    @property
+    def runs(self) -> Path:
+        """The folder."""
+        return Path(self.runs_dir)
 
     def takes(self, path: Path, key: str) -> bool:
         """Whether age and key allow it."""
-        named = not self.keys or any(key.startswith(wanted) for wanted in self.keys)
-        return named and time.time() - newest(path) >= self.older
+        seconds = 0 if self.older is None else int(self.older[:-1]) * UNITS[self.older[-1]]
+        named = not self.keys or any(key.startswith(str(wanted)) for wanted in self.keys)
+        return named and time.time() - newest(path) >= seconds
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if "--help" in words or "-h" in words:
-        print(__doc__)
-        return 0
-    try:
-        choice = parse(words)
-        if not choice.runs.is_dir():
-            raise SettingError(f"runs_dir={choice.runs} is not a folder")
-        clear(choice, Console())
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(names: list[str], settings: Settings, console: Console) -> int:
+    """List what may go, and delete it if asked; returns the exit code."""
+    if not settings.runs.is_dir():
+        raise SettingError(f"runs_dir={settings.runs} is not a folder")
+    clear(settings, console)
     return 0
 
 
-def parse(words: Sequence[str]) -> Choice:
-    """The command line.
-
-    Raises:
-        SettingError: a word or value that is not known.
-    """
-    given = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        if name not in ("what", "older", "keys", "runs_dir", "delete") or (name == "delete") != ("=" not in word):
-            raise SettingError(f"{word!r} is unknown; allowed: what=, older=, keys=, runs_dir=, delete")
-        given[name] = value
-    what, older = given.get("what", "checkpoints"), given.get("older", "")
-    if what not in KINDS:
-        raise SettingError(f"what={what} is unknown; allowed: {', '.join(KINDS)}")
-    age = re.fullmatch(r"(\d+)([dhm])", older)
-    if older and not age:
-        raise SettingError(f"older={older} must be a number of days, hours or minutes, such as 7d, 12h, 30m")
-    keys = tuple(key for key in given.get("keys", "").split(",") if key)
-    if what == "trials" and not keys and not age:
-        raise SettingError("what=trials needs keys= or older=: it takes whole trials, results included")
-    seconds = int(age[1]) * UNITS[age[2]] if age else 0
-    return Choice(Path(given.get("runs_dir", "runs")), what, seconds, keys, "delete" in given)
-
-
-def clear(choice: Choice, console: Console) -> int:
+def clear(choice: Settings, console: Console) -> int:
     """List what may go, and delete it if asked; returns the bytes."""
     found = [(path, size_of(path) if path.is_dir() else path.stat().st_size) for path in candidates(choice)]
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -110,7 +94,7 @@ def clear(choice: Choice, console: Console) -> int:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     console.print(table, highlight=False)
     total = sum(size for _, size in found)
-    word = "deleted" if choice.delete else "would be deleted (add `delete`)"
+    word = "deleted" if choice.delete else "would be deleted (add delete=true)"
     console.print(
         f"{len(found)} of {choice.what}, {megabytes(total)} {word}; {choice.runs} holds "
         f"{megabytes(size_of(choice.runs))}",
@@ -119,7 +103,7 @@ def clear(choice: Choice, console: Console) -> int:
     return total
 
 
-def candidates(choice: Choice) -> Iterator[Path]:
+def candidates(choice: Settings) -> Iterator[Path]:
     """What the choice may delete."""
     if choice.what == "unused":
         yield from _unused(choice)
@@ -136,8 +120,8 @@ def candidates(choice: Choice) -> Iterator[Path]:
             yield place
 
 
-def _unused(choice: Choice) -> Iterator[Path]:
-    """Shared work that nobody names, and what workers left."""
+def _unused(choice: Settings) -> Iterator[Path]:
+    """Stages that nobody names, and what workers left."""
     lists = [read_json(place / "stages.json") for place in (choice.runs / "trials").glob("*") if place.is_dir()]
     needed = {key for listed in lists for key in listed or []} | _planned(choice.runs)
     told = all(listed is not None for listed in lists)  # a trial that does not say what it needs may need any
@@ -158,10 +142,8 @@ def _unused(choice: Choice) -> Iterator[Path]:
 
 
 def _shared(place: Path) -> bool:
-    """Whether a folder is a grid's shared work. Trained models lie beside it; those say what they are in settings.json."""
-    return place.name.startswith("prepare-") or (
-        place.name.startswith(SHARED) and not (place / "settings.json").exists()
-    )
+    """Whether a folder is work that is made again when it is needed, and no model."""
+    return not place.name.startswith(KEPT)
 
 
 def _planned(runs: Path) -> set[str]:
@@ -179,11 +161,7 @@ def _planned(runs: Path) -> set[str]:
 def _submitted(runs: Path) -> set[str]:
     """Folders of logs that belong to jobs without an end: submitit keeps there what a queued job is to run."""
     found = set()
-    for path in [
-        *(runs / "trials").glob("*/job.json"),
-        *(runs / "stages").glob("*/job.json"),
-        *(runs / "speed").glob("*/job.json"),
-    ]:
+    for path in [*(runs / "trials").glob("*/job.json"), *(runs / "stages").glob("*/job.json")]:
         if not any((path.parent / name).exists() for name in (RESULT, ERROR)):
             found.add(Path((read_json(path) or {}).get("log", "")).parent.name)
     return found
@@ -193,7 +171,3 @@ def newest(path: Path) -> float:
     """When something in a folder was last written."""
     times = [entry.stat().st_mtime for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else []
     return max([path.stat().st_mtime, *times])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
