@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablations.launch import thread_environment, threads_of
+from ablations.launch.processes import thread_environment
 from ablations.report.places import neighbours, report_folder
 from ablations.report.process import ReportLost
 from ablations.track.location import Location
@@ -83,7 +83,7 @@ def _tree() -> Tree:
 def _obey(words: Sequence[str]) -> int:
     settings = _tree().build(words)
     if settings.action in ACTIONS:
-        from ablations.launch import actions
+        from ablations.session import actions
 
         return getattr(actions, settings.action)(settings, Console())
     return _run(settings, words)
@@ -95,8 +95,8 @@ def _run(settings: Settings, words: Sequence[str]) -> int:
     Location.of(settings.track.uri, Path.cwd()).check()
     if settings.dry_run:
         return _dry_run(settings, console)
-    from ablations.launch.grid_record import cost_of, record_path
-    from ablations.launch.watch import Watch
+    from ablations.session.grid_record import cost_of, record_path
+    from ablations.session.watch import Watch
     from ablations.track.tracking import Tracker
 
     record = record_path(settings)
@@ -105,17 +105,17 @@ def _run(settings: Settings, words: Sequence[str]) -> int:
         settings.grid.question,
         settings.launcher.workers,
         console,
-        cost=cost_of(settings.launcher, threads_of(settings.launcher, settings.threads)),
+        cost=cost_of(settings.launcher, settings.launcher.threads_of(settings.threads)),
     ) as watch:
         watch.note("checking the settings")
-        from ablations.launch.session import Detached, Session
         from ablations.question.plan import make_plan
+        from ablations.session.session import Detached, Session
 
         plan = make_plan(settings)
         _check_room(settings)
         only = None
         if settings.action != "run":
-            from ablations.launch.actions import failed_keys
+            from ablations.session.actions import failed_keys
 
             only = failed_keys(plan.runs, record) if settings.action == "retry" else set()
         try:

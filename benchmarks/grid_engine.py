@@ -173,7 +173,7 @@ def nothing(folder: str, plan: dict[str, Any]) -> None:
 
 def jobs_of(trials: int, folder: str) -> tuple[list[Any], Any]:
     """A job that does nothing for each trial, with the trial's own plan; and the settings of a launcher on Slurm."""
-    from ablations.launch import Job
+    from ablations.launch.job import Job
 
     planned, settings, _ = _plan(
         trials, folder, "launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=1", "threads=1"
@@ -214,9 +214,9 @@ def look(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of one look of a driver at trials that all wait for local workers."""
     from rich.console import Console
 
-    from ablations.launch import JobRun
+    from ablations.launch.backend import JobRun
     from ablations.launch.pool import Pool
-    from ablations.launch.watch import Watch
+    from ablations.session.watch import Watch
 
     class Waiting(Pool):
         """No worker is started."""
@@ -239,7 +239,7 @@ def look(trials: int, folder: str) -> dict[str, Any]:
 
 def status(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of ``action=status`` on a grid of which most is done."""
-    from ablations.launch.grid_record import GridRecord, record_path
+    from ablations.session.grid_record import GridRecord, record_path
 
     planned, settings, values = _plan(trials, folder)
     GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablations.launch import processes_of, threads_of
 from ablations.question.chain import Chain, Chains
 from ablations.question.costs import cost_of, parameters
 from ablations.question.grid import Arm, expand, match_arms
@@ -106,7 +105,7 @@ def make_plan(settings: Settings) -> Plan:
     """
     check_mixer(settings.model.mixer)
     runs = Path(settings.runs_dir).absolute()
-    chains = Chains(runs, Silent(), processes_of(settings.launcher))
+    chains = Chains(runs, Silent(), settings.launcher.processes)
     arms = expand(settings)
     for arm in arms:
         _check(arm, chains)
@@ -114,7 +113,7 @@ def make_plan(settings: Settings) -> Plan:
     trials = _different(_trials(arms, settings.seeds, chains), bool(settings.grid.include))
     named = {trial.arm for trial in trials}
     arms = [arm for arm in arms if arm.name in named]
-    threads = threads_of(settings.launcher, settings.threads)
+    threads = settings.launcher.threads_of(settings.threads)
     return Plan(arms, trials, threads, runs, trials[0].chain.refused)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from iris.settings import Tree, load_yaml, setting
 from iris.stages import settings as training
 from iris.stages.settings import Recipe
 
+CLUSTER_THREADS = 4  # of a trial on Slurm, whose nodes are not this machine
 GRIDS = Path(__file__).parents[1] / "conf" / "grid"
 ALSO = "settings"  # of a grid file: what its question needs beside its axes
 
@@ -81,6 +83,17 @@ class Launcher:
                 f"launcher.gpus_per_trial={self.gpus_per_trial} with launcher={self.name}: a trial is one process there, "
                 "on one GPU; allowed: 0, 1 (or launcher=slurm)"
             )
+
+    @property
+    def processes(self) -> int:
+        """Processes that share each batch of a trial: one for each GPU of each node."""
+        return self.nodes * max(1, self.gpus_per_trial) if self.name == "slurm" else 1
+
+    def threads_of(self, threads: int | None) -> int:
+        """Processor threads of a trial: ``threads``, or the machine's cores divided among the workers."""
+        if threads is not None:
+            return threads
+        return CLUSTER_THREADS if self.name == "slurm" else max(1, (os.cpu_count() or 1) // self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

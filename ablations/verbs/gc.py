@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ablations.launch.grid_record import load_record
 from ablations.launch.job import ERROR, RESULT
 from ablations.launch.pool import is_locked
 from ablations.launch.trial_state import state_of
+from ablations.session.grid_record import load_record
 from ablations.verbs.stored import megabytes, size_of
 from iris.errors import SettingError
 from iris.io.files import read_json

@@ -16,7 +16,9 @@ import torch
 from test_launch import launcher
 from torch import nn
 
-from ablations.launch import Job, JobRun, pool, run_jobs
+from ablations.launch.job import Job
+from ablations.launch.backend import JobRun, run_jobs
+from ablations.launch import pool
 from ablations.trial.stages import Stages
 from ablations.trial.trial import _guarded
 from iris.randomness import initialise

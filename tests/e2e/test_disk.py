@@ -13,7 +13,7 @@ import pytest
 from small_grid import TRIALS, Driver, results
 from test_command import command
 
-from ablations.launch.grid_record import Entry, GridRecord, record_path
+from ablations.session.grid_record import Entry, GridRecord, record_path
 from ablations.launch.job import no_room
 from ablations.question.compose import composed
 from ablations.run import main

@@ -12,7 +12,10 @@ import launched
 import pytest
 import submitit.core.core
 
-from ablations.launch import Job, JobRun, make_backend, pool, run_jobs, thread_environment
+from ablations.launch.job import Job
+from ablations.launch.backend import JobRun, make_backend, run_jobs
+from ablations.launch import pool
+from ablations.launch.processes import thread_environment
 from ablations.question.settings import Launcher
 
 ROOT = Path(__file__).parents[3]

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablations.launch.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
 from ablations.launch.pool import local_slots, stop
 from ablations.launch.trial_state import TrialState, state_of
+from ablations.session.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
 from iris.errors import SettingError
 from iris.io.files import read_json
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ablations.launch import jobs
 from ablations.launch.job import Job
 from ablations.question.plan import Plan, Trial
+from ablations.session import jobs
 from iris.stages.engine import Stage
 from iris.stages.flow import OnLatents
 

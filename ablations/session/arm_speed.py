@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.launch import Backend, Job, JobRun, jobs, run_jobs
-from ablations.launch.job import RESULT
-from ablations.launch.work import speed_of
+from ablations.launch.backend import Backend, JobRun, run_jobs
+from ablations.launch.job import RESULT, Job
 from ablations.question.plan import Plan, Trial
+from ablations.session import jobs
+from ablations.session.work import speed_of
 from eval.speed.workers import WorkerError
 from eval.stages.speed import Speed
 from iris.io.files import read_json
 
 if TYPE_CHECKING:
-    from ablations.launch.watch import Watch
     from ablations.question.settings import Launcher
+    from ablations.session.watch import Watch
 
 
 @dataclass

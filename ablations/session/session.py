@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from ablations.answer.notes import notes_of
 from ablations.answer.provenance import command, commit, hardware
 from ablations.answer.records import GridOutcome, TrialRecord
-from ablations.launch import Job, JobRun, make_backend, run_jobs
-from ablations.launch.arm_speed import ArmSpeed
-from ablations.launch.grid_record import CANCELLED, GridRecord
-from ablations.launch.job import ERROR, RESULT
-from ablations.launch.schedule import jobs_of, shared_stages
+from ablations.launch.backend import JobRun, make_backend, run_jobs
+from ablations.launch.job import ERROR, RESULT, Job
 from ablations.launch.trial_state import state_of
 from ablations.question.axes import values_by_setting
 from ablations.question.grid import expectations
 from ablations.question.plan import Plan, Trial
 from ablations.question.settings import Settings
 from ablations.report.process import write_report_apart
+from ablations.session.arm_speed import ArmSpeed
+from ablations.session.grid_record import CANCELLED, GridRecord
+from ablations.session.schedule import jobs_of, shared_stages
 from iris.errors import SettingError
 from iris.io.files import read_json
 
 if TYPE_CHECKING:
-    from ablations.launch.watch import Watch
+    from ablations.session.watch import Watch
     from ablations.track.tracking import Tracker
 
 MANY = 20  # finished trials that are not told of one by one
