@@ -412,10 +412,3 @@ def _one_for_each(name: str, pictures: Tensor, count: int, each: int) -> Tensor:
     if len(pictures) * each != count:
         raise SettingError(f"{name}: {len(pictures)} pictures for {count // each} prompts")
     return pictures.repeat_interleave(each, 0)
-
-
-def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that makes images with a saved model; see ``eval.models.loading.load_for_measuring``, which needs this file."""
-    from eval.models.loading import load_for_measuring as load
-
-    return load(given)

@@ -61,7 +61,7 @@ def loaders_of(trials: Sequence[Trial], runs: Path) -> dict[str, dict[str, Any]]
     """How a process gets each trial's saved model: {key: the arguments of a ``Loader``}."""
     return {
         trial.key: {
-            "function": "iris.pipeline:load_for_measuring",
+            "function": "eval.models.loading:load_for_measuring",
             "argument": {"folder": os.path.abspath(runs / "trials" / trial.key / "model"), **trial.settings["sample"]},
         }
         for trial in trials

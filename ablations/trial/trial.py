@@ -24,6 +24,7 @@ from eval.metrics.attributes import attribute_accuracy
 from eval.metrics.clip_score import clip_score
 from eval.metrics.fid import frechet_distance, frechet_jackknife
 from eval.metrics.kid import kid
+from eval.models.loading import load_for_measuring
 from eval.speed.flops import count_flops
 from eval.speed.process import processor_name
 from iris.diffusion.sampling import SamplingSettings
@@ -31,7 +32,7 @@ from iris.io.files import read_json, write_json
 from iris.io.pixels import to_images
 from iris.model import TextToLatent
 from iris.nn.gates import record_gates
-from iris.pipeline import IrisPipeline, load_for_measuring
+from iris.pipeline import IrisPipeline
 from iris.training.devices import own_device, process_count, process_rank
 from iris.training.loop import LoopSettings, NonFiniteLoss, fit
 from iris.training.optimiser import OptimiserSettings
