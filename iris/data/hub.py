@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 LOCAL_SHARDS = 16  # of a saved data set that is streamed
-ROWS = 8  # rows asked of a stream at once; those that the fingerprint reads
+FINGERPRINT_ROWS = 8  # which are also asked of a stream at once
 
 
 def open_hub(settings: SourceSettings) -> Source:
@@ -71,7 +71,7 @@ class HubStream(Source):
         part = self._rows.shard(self.shards, shard)
         try:
             # iter(), since iterating itself divides a data set among the workers of a torch DataLoader once more.
-            for columns in (part.skip(offset) if offset else part).iter(ROWS):
+            for columns in (part.skip(offset) if offset else part).iter(FINGERPRINT_ROWS):
                 for values in zip(*columns.values(), strict=True):
                     offset += 1
                     yield self._row(f"shard {shard} row {offset - 1}", dict(zip(columns, values, strict=True))), offset
@@ -80,7 +80,7 @@ class HubStream(Source):
 
     def content(self) -> bytes:
         digest = hashlib.sha256(f"{self.shards}".encode())
-        for (raw, _), _ in zip(self.read(0), range(ROWS), strict=False):
+        for (raw, _), _ in zip(self.read(0), range(FINGERPRINT_ROWS), strict=False):
             digest.update(repr((raw.caption, raw.label, raw.score)).encode() + ((raw.image or {}).get("bytes") or b""))
         return digest.digest()
 

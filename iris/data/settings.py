@@ -85,7 +85,7 @@ class SourceSettings:
         return {name: column for name, column in wanted.items() if column is not None}
 
 
-def settings(name: str, **given: Any) -> SourceSettings:
+def source_settings(name: str, **given: Any) -> SourceSettings:
     """The settings of a source: those of the ready data set ``name``, if it is one, under the ``given`` ones.
 
     A ready data set's ``local`` part holds when ``path`` names something on this machine. Values of None count as not

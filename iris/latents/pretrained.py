@@ -20,7 +20,7 @@ WEIGHTS = (
 WANTED = "a folder written by diffusers' save_pretrained, or a hub name that is online or in the hub's cache on disk"
 
 # diffusers' class: the entry of its config that lists the resolutions, and what of encode's answer is the latent.
-KINDS: dict[str, tuple[str, Callable[[object], Tensor]]] = {
+AUTOENCODERS: dict[str, tuple[str, Callable[[object], Tensor]]] = {
     "AutoencoderKL": ("block_out_channels", lambda encoded: encoded.latent_dist.mode()),
     "AutoencoderDC": ("encoder_block_out_channels", lambda encoded: encoded.latent),
     "AutoencoderTiny": ("encoder_block_out_channels", lambda encoded: encoded.latents),
@@ -50,13 +50,13 @@ class Pretrained(Latent):
         if not source:
             raise SettingError(f"latent.source is missing; it must be {WANTED}")
         autoencoder = _load(source, _folder(source, subfolder))
-        resolutions, _ = KINDS[type(autoencoder).__name__]
+        resolutions, _ = AUTOENCODERS[type(autoencoder).__name__]
         super().__init__(autoencoder.config["latent_channels"])
         self.factor = 2 ** (len(autoencoder.config[resolutions]) - 1)
         self.autoencoder = autoencoder.float().requires_grad_(False)
 
     def analyse(self, images: Tensor) -> Tensor:
-        _, latents_of = KINDS[type(self.autoencoder).__name__]
+        _, latents_of = AUTOENCODERS[type(self.autoencoder).__name__]
         return latents_of(self.autoencoder.encode(images))
 
     def synthesise(self, latents: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ def _load(source: str, folder: Path) -> nn.Module:
         kind = config.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise SettingError(f"latent.source={source!r}: {folder / CONFIG} is not a configuration ({error})") from error
-    if kind not in KINDS:
-        raise SettingError(f"latent.source={source!r} holds a {kind}; allowed: {', '.join(KINDS)}")
+    if kind not in AUTOENCODERS:
+        raise SettingError(f"latent.source={source!r} holds a {kind}; allowed: {', '.join(AUTOENCODERS)}")
     if config.get("in_channels", 3) != 3:
         raise SettingError(f"latent.source={source!r} takes {config['in_channels']} channels; it must take RGB images")
     try:
