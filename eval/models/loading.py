@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from eval.models.parts import Part, conditions, decoder_part, generator_parts, part_of, size_of, text_part
-from eval.models.sources import DTYPES, Drawn, Saved, Source
+from eval.models.sources import Drawn, Saved, Source
 from iris.diffusion.flow import integrate, time_grid
 from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise, working_dtype
 from iris.errors import SettingError, require_choice
 from iris.io.pixels import to_pixels
+from iris.io.tensors import DTYPES
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator
 from iris.nn.mixers import build_mixer
