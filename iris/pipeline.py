@@ -18,7 +18,7 @@ from iris.diffusion.editing import Picture, invert, read_images, read_mask
 from iris.diffusion.flow import integrate, time_grid
 from iris.diffusion.sampling import GuidedVelocity, Noise, SamplingSettings, addressed_noise, drawn_noise, working_dtype
 from iris.errors import SettingError, require_choice
-from iris.io.hub import fetch, is_hub_name
+from iris.io.hub import fetch_pipeline, is_hub_name
 from iris.io.pixels import to_pixels
 from iris.latents import Latent
 from iris.model import CARD, Parts, TextToLatent, read_folder, write_folder
@@ -381,7 +381,7 @@ class IrisPipeline(
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and is_hub_name(pretrained_model_name_or_path):
-            folder = fetch(
+            folder = fetch_pipeline(
                 pretrained_model_name_or_path,
                 force_download=force_download,
                 token=token,

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from iris.errors import SettingError
+from iris.io.hub import fetch
 from iris.latents.base import Latent
 
 CONFIG = "config.json"
@@ -67,30 +68,15 @@ def _folder(source: str, subfolder: str | None) -> Path:
     """The folder on disk with the autoencoder's config.json and weights; fetched from the hub if it is not local."""
     places = ("", "vae") if subfolder is None else (subfolder,)
     root = Path(source).expanduser()
-    local = root.is_dir()
-    if not local:
-        root = _snapshot(source, [f"{place}/{CONFIG}".lstrip("/") for place in places])
+    if not root.is_dir():
+        wanted = [f"{place}/{name}".lstrip("/") for place in places for name in (CONFIG, *WEIGHTS)]
+        explain = lambda why: f"latent.source={source!r} cannot be found; it must be {WANTED} ({why})"  # noqa: E731
+        root = fetch(source, wanted, explain)
     for place in places:
         if (root / place / CONFIG).is_file():
-            if not local:
-                _snapshot(source, [f"{place}/{name}".lstrip("/") for name in WEIGHTS])
             return root / place
     tried = " nor ".join(f"{place}/{CONFIG}".lstrip("/") for place in places)
     raise SettingError(f"latent.source={source!r} has no {tried} (latent.subfolder says where); it must be {WANTED}")
-
-
-def _snapshot(source: str, files: list[str]) -> Path:
-    """Fetch ``files`` of the hub's ``source``, or find them in the hub's cache.
-
-    One look-up without retries decides whether the hub is there; diffusers' from_pretrained retries for 23 s a file.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=files))
-    except (OSError, ValueError) as error:  # offline, unknown, private, or not a name at all
-        reason = str(error).strip().split("\n")[0]
-        raise SettingError(f"latent.source={source!r} cannot be found; it must be {WANTED} ({reason})") from error
 
 
 def _load(source: str, folder: Path) -> nn.Module:
