@@ -38,6 +38,7 @@ from iris.io.files import read_json, write_json
 from iris.io.hashing import digest
 from iris.nn.generator import Generator
 from iris.nn.mixers import OPTION_GROUPS, check_mixer
+from iris.randomness import addressed
 from iris.text import TextEncoder, Vocabulary, WordEncoder
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
@@ -274,7 +275,7 @@ def _example(settings: dict[str, Any], batch: int) -> FlowTask:
     captions = text.tokenise([EXAMPLE] * batch)
     return FlowTask(
         model,
-        torch.randn(batch, channels, side, side),
+        torch.randn(batch, channels, side, side, generator=addressed("example")),
         captions,
         text.tokenise([""])[0],
         batch,
