@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iris.data import open_source
-from iris.data import settings as source_settings
+from iris.data import source_settings
 from iris.errors import SettingError
 from iris.io.files import write_json
 from iris.io.pixels import to_images

@@ -26,7 +26,7 @@ from iris.diffusion.sampling import (
     working_dtype,
 )
 from iris.errors import SettingError, require_choice
-from iris.io.hub import fetch, is_hub_name
+from iris.io.hub import fetch_pipeline, is_hub_name
 from iris.io.pixels import to_pixels
 from iris.latents import Latent
 from iris.model import CARD, IrisModel, Parts, TextToLatent, read_folder, write_folder
@@ -421,7 +421,7 @@ class IrisPipeline(
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and is_hub_name(pretrained_model_name_or_path):
-            folder = fetch(
+            folder = fetch_pipeline(
                 pretrained_model_name_or_path,
                 force_download=force_download,
                 token=token,
@@ -452,10 +452,3 @@ def _one_for_each(name: str, pictures: Tensor, count: int, each: int) -> Tensor:
     if len(pictures) * each != count:
         raise SettingError(f"{name}: {len(pictures)} pictures for {count // each} prompts")
     return pictures.repeat_interleave(each, 0)
-
-
-def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that makes images with a saved model; see ``eval.models.loading.load_for_measuring``, which needs this file."""
-    from eval.models.loading import load_for_measuring as load
-
-    return load(given)

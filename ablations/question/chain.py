@@ -154,6 +154,7 @@ def sampled(model: OnLatents, settings: TrialSettings) -> tuple[Work, SamplingSe
     Raises:
         SettingError: there is no such student; a value that cannot be used.
     """
+    _check_passes(settings)
     if not isinstance(model, StudentStage):
         return model, sampling_of(settings, SAMPLING)
     steps = settings.sample.steps or max(settings.student.steps)
@@ -164,3 +165,13 @@ def sampled(model: OnLatents, settings: TrialSettings) -> tuple[Work, SamplingSe
     chosen = sampling_of(settings, settings.student.sampling(steps))
     chosen.check_student(settings.student.guidance)
     return (Inside(model, folder) if folder else model), chosen
+
+
+def _check_passes(settings: TrialSettings) -> None:
+    """Layers of their own run once each: there are no other numbers of passes to sample with."""
+    passes, trained = settings.sample.iterations, settings.model.iterations
+    if not settings.depth.share and passes not in (None, trained):
+        raise SettingError(
+            f"sample.iterations={passes} must be model.iterations={trained}, or null, with depth.share=false, whose layers "
+            "run once each"
+        )

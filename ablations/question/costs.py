@@ -16,7 +16,7 @@ from iris.io.hashing import digest
 from iris.model import TextToLatent
 from iris.nn.generator import Generator
 from iris.nn.mixers import OPTION_GROUPS
-from iris.randomness import initialise
+from iris.randomness import addressed, initialise
 from iris.settings import facts
 from iris.stages.data import size_of
 from iris.stages.parts import generator_config, latent_of, latent_shape, text_of, text_width
@@ -127,7 +127,7 @@ def example_task(settings: TrialSettings, batch: int) -> FlowTask:
     text = _example_text(settings)
     model = initialise(TextToLatent(text, Generator(generator_config(settings, channels, text.width))), 0)
     captions, null = text.tokenise([EXAMPLE] * batch), text.tokenise([""])[0]
-    latents = torch.randn(batch, channels, side, side)
+    latents = torch.randn(batch, channels, side, side, generator=addressed("example"))
     return FlowTask(model, latents, captions, null, batch, 0, 0.1, "none", steps=settings.train.steps)
 
 

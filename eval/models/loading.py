@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from eval.models.parts import Part, decoder_part, generator_parts, part_of, size_of, text_part
-from eval.models.sources import DTYPES, Drawn, Saved, Source
+from eval.models.sources import Drawn, Saved, Source
 from iris.diffusion.sampling import SamplingSettings, addressed_noise, sample
 from iris.errors import SettingError, require_choice
 from iris.io.pixels import to_pixels
+from iris.io.tensors import DTYPES
 from iris.nn.mixers import build_mixer
 from iris.randomness import addressed, initialise
 from iris.text import TextEncoder, encode_prompts

@@ -27,8 +27,6 @@ from iris.randomness import addressed, initialise
 from iris.text import TextEncoder, build_text_encoder
 from iris.text.clip import VIT_L_14
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 class Source(ABC):
     """Makes the parts of one model, ready to run in ``dtype`` on ``device``; it keeps none of them.

@@ -16,7 +16,7 @@ from eval.speed.workers import Loader
 from eval.subjects.base import MODEL_FILES, Subject
 from iris.diffusion.sampling import Sample, SamplingSettings
 from iris.errors import SettingError
-from iris.io.hub import fetch
+from iris.io.hub import fetch_pipeline
 from iris.model import CONFIG, DISTILLED, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS, read_sampling
 from iris.nn.mixers import source_digest
 from iris.pipeline import IrisPipeline
@@ -38,7 +38,7 @@ class IrisModel(Subject):
 
     def __init__(self, model: str, sample: Sample, dtype: str, device: str) -> None:
         place = Path(model).expanduser()
-        self.root = place if place.is_dir() else fetch(model)
+        self.root = place if place.is_dir() else fetch_pipeline(model)
         for name in (CONFIG, WEIGHTS, LATENT_WEIGHTS):
             if not (self.root / name).is_file():
                 raise SettingError(f"model={model}: {name} is missing; expected a folder written by save_pretrained")

@@ -130,7 +130,7 @@ class Data:
             SettingError: a value that cannot be used; random crops of what is stored, of which a store would hold one.
         """
         given = {name: value for name, value in vars(self).items() if name not in ("name", "live", "workers")}
-        chosen = settings(self.name, split=split, **given)
+        chosen = source_settings(self.name, split=split, **given)
         if chosen.crop != "centre" and not self.live:
             raise SettingError(
                 f"data.crop={chosen.crop}: stages store their pictures and latents once; allowed: centre, or "
@@ -143,7 +143,7 @@ class Data:
 DATA_OPTIONS: dict[str, dict[str, Any]] = {name: {"name": name} for name in (*KINDS, *READY)}
 
 
-def settings(name: str, **given: Any) -> SourceSettings:
+def source_settings(name: str, **given: Any) -> SourceSettings:
     """The settings of a source: those of the ready data set ``name``, if it is one, under the ``given`` ones.
 
     A ready data set's ``local`` part holds when ``path`` names something on this machine. Values of None count as not

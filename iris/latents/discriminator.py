@@ -1,8 +1,9 @@
 """The adversarial term of a VAE's loss: a discriminator of patches, its hinge loss, and the weight of the term.
 
-A loop that knows one module and one backward pass trains both players: ``frozen`` gives the VAE its gradient through a
-discriminator whose weights are constants, and the discriminator learns from reconstructions that are detached. AdamW's
-state is per weight, so that each weight's update is what an optimiser of the discriminator's own would make of it.
+A loop that knows one module and one backward pass trains both players: ``frozen_logits`` gives the VAE its gradient
+through a discriminator whose weights are constants, and the discriminator learns from reconstructions that are
+detached. AdamW's state is per weight, so that each weight's update is what an optimiser of the discriminator's own
+would make of it.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class AdversarialVAE(nn.Module):
         self.vae, self.discriminator = vae, discriminator
 
 
-def frozen(discriminator: nn.Module, images: Tensor) -> Tensor:
+def frozen_logits(discriminator: nn.Module, images: Tensor) -> Tensor:
     """The discriminator's logits of ``images``, with gradients to these but none to its weights."""
     weights = {name: value.detach() for name, value in discriminator.named_parameters()}
     return functional_call(discriminator, weights, (images,))

@@ -13,7 +13,7 @@ from iris.latents.discriminator import (
     AdversarialOptions,
     AdversarialVAE,
     PatchDiscriminator,
-    frozen,
+    frozen_logits,
     gradient_ratio,
     hinge_discriminator,
     hinge_generator,
@@ -124,7 +124,7 @@ class VAETask:
     def _play(self, loss: Tensor, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``loss`` with the adversarial term and the gradient of the discriminator's own loss, and what to log."""
         discriminator = self.module.discriminator
-        fooled = hinge_generator(frozen(discriminator, reconstruction))
+        fooled = hinge_generator(frozen_logits(discriminator, reconstruction))
         weight = loss.new_tensor(self.adversarial.weight)
         if self.adversarial.balance == "adaptive":
             weight = weight * gradient_ratio(loss, fooled, last_weight(self.vae))

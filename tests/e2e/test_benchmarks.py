@@ -19,7 +19,7 @@ from benchmarks.cifar_classifier import augment, load_classifier, load_labelled
 from benchmarks.cifar_report import command_of, statement
 from benchmarks.few_steps import Row, verdicts
 from benchmarks.latents import ARMS, Plan, matched_width
-from iris.data import settings as source_settings
+from iris.data import source_settings
 from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.pipeline import IrisPipeline

@@ -24,7 +24,7 @@ from iris.model import CONFIG, LATENT_WEIGHTS, WEIGHTS, TextToLatent
 from iris.nn.condition import TextCondition
 from iris.nn.depth import Depth
 from iris.nn.generator import Generator
-from iris.pipeline import IrisPipeline, SamplingSettings, load_for_measuring
+from iris.pipeline import IrisPipeline, SamplingSettings
 from iris.randomness import image_noise, initialise
 from iris.text import ClassLabels, CLIPText, WordEncoder
 
@@ -648,13 +648,3 @@ def test_weights_of_another_model_are_refused(tmp_path):
     (tmp_path / "a" / WEIGHTS).write_bytes((tmp_path / "b" / WEIGHTS).read_bytes())
     with pytest.raises(SettingError, match="model="):
         IrisPipeline.from_pretrained(tmp_path / "a")
-
-
-def test_what_is_measured_is_one_image_of_the_saved_model(tmp_path):
-    pipeline = make()
-    pipeline.save(tmp_path)
-    generate = load_for_measuring({"folder": str(tmp_path), "caption": CAPTIONS[0], "steps": 2, "guidance": 3.0})
-    assert torch.equal(generate(), pipeline.generate(CAPTIONS[:1], SamplingSettings(2, guidance=3.0)))
-    held = sum(p.numel() for p in pipeline.model.parameters()) + 2 * pipeline.latent.channels  # mean and deviation
-    assert generate.weights_bytes == 4 * held
-    assert load_for_measuring({"folder": str(tmp_path), "steps": 1})().shape == (1, SIZE, SIZE, 3)

@@ -1,7 +1,4 @@
-"""The sizes of IRIS: parameters, what ``generate`` takes and refuses, the memory ledger, and what importing costs."""
-
-import subprocess
-import sys
+"""The sizes of IRIS: parameters, what ``generate`` takes and refuses, the memory ledger."""
 
 import pytest
 import torch
@@ -200,23 +197,3 @@ class TestLedger:
     def test_another_text_encoder_is_refused(self):
         with pytest.raises(SettingError, match="text_encoder='T5'.*ViT-L/14"):
             memory_ledger(on_meta("tiny"), "T5")
-
-
-def test_names_of_the_package():
-    assert set(iris.__all__) <= set(dir(iris))
-    assert iris.IrisModel is IrisModel and all(getattr(iris, name) is not None for name in iris.__all__)
-    with pytest.raises(AttributeError, match="telepathy"):
-        iris.telepathy  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("statement", "heavy"),
-    [
-        ("import iris", {"torch", "numpy", "huggingface_hub", "PIL"}),
-        ("from iris import IrisPipeline", {"transformers", "diffusers"}),
-    ],
-)
-def test_importing_imports_nothing_heavy(statement, heavy):
-    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -77,6 +77,7 @@ class PositionTable(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(self.SIZE, self.SIZE, dim))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table, std=0.02)

@@ -85,6 +85,7 @@ class GRFM(nn.Module):
         self.concat = Concatenation(pathways, width) if fusion.gate == "concat" and fused else None
         self.out = Linear(width, dim)
         self.observe: Callable[[dict[str, float]], None] | None = None
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if self.alpha is not None:

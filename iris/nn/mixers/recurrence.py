@@ -52,9 +52,11 @@ class RGLRU(nn.Module):
         self.start = decay
         self.input_gate, self.recurrence_gate = BlockLinear(width, blocks), BlockLinear(width, blocks)
         self.decay = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        base = torch.empty_like(self.decay)
+        # 0.999^(1/8) is 1 in half precision, and its logarithm 0.
+        base = torch.empty_like(self.decay, dtype=torch.promote_types(self.decay.dtype, torch.float32))
         if self.start == "paper":
             base = base.uniform_(0.9, 0.999) ** (1 / DECAY_EXPONENT)
         else:

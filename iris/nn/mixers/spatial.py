@@ -52,10 +52,12 @@ class SpatialPathway(nn.Module):
         self.theta = nn.Parameter(torch.empty(heads)) if spatial.decay == "learned" else None
         if self.theta is None:
             self.register_buffer("fixed", torch.log(gamma_schedule(heads)), persistent=False)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.theta.copy_(torch.log(torch.expm1(-torch.log(gamma_schedule(self.heads)))))
+        if self.theta is not None:
+            with torch.no_grad():
+                self.theta.copy_(torch.log(torch.expm1(-torch.log(gamma_schedule(self.heads)))))
 
     def forward(self, x: Tensor) -> Tensor:
         forms = {"product": self._product, "dense": self._dense, "recursion": self._recursion}

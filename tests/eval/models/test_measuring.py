@@ -70,6 +70,14 @@ def test_a_student_is_measured_as_it_says(saved, resident, tmp_path):
     assert torch.equal(generate(), student.generate(CAPTIONS[:1]))
 
 
+def test_what_is_measured_is_one_image_of_the_saved_model(saved):
+    pipeline, folder = saved
+    generate = load_for_measuring(given(folder, guidance=3.0))
+    assert torch.equal(generate(), pipeline.generate(CAPTIONS[:1], SamplingSettings(2, guidance=3.0)))
+    assert load_for_measuring(given(folder, steps=1))().shape == (1, 16, 16, 3)
+    assert generate.weights_bytes == size_of(pipeline.model) + size_of(pipeline.latent)
+
+
 def test_one_part_at_a_time_lets_go_of_each(saved, monkeypatch):
     _, folder = saved
     made, alive = [], []

@@ -19,7 +19,7 @@ from iris.latents.discriminator import (
     AdversarialOptions,
     AdversarialVAE,
     PatchDiscriminator,
-    frozen,
+    frozen_logits,
     gradient_ratio,
     hinge_discriminator,
     hinge_generator,
@@ -355,7 +355,7 @@ def test_each_player_gets_its_own_gradient_and_no_other():
     together = gradients(task.module)
 
     loss, _, reconstruction = score(vae, images, noise, 1e-4, 0.5)
-    fooled = hinge_generator(frozen(discriminator, reconstruction))
+    fooled = hinge_generator(frozen_logits(discriminator, reconstruction))
     (loss + 0.3 * fooled).backward()
     assert not any(p.grad is not None for p in discriminator.parameters())
     own = gradients(vae)
