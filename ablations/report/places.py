@@ -19,13 +19,19 @@ HOW = ("grid", "seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_r
 
 def report_folder(reports: Path, grid: str, words: Sequence[str]) -> Path:
     """The folder of a command's report: ``reports``/GRID, or, with settings of its own, one below it named by them."""
-    own = sorted(word for word in words if word.partition("=")[0].partition(".")[0] not in HOW)
+    own = sorted(_shown(word) for word in words if word.partition("=")[0].partition(".")[0] not in HOW)
     if not own:
         return reports / grid
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", " ".join(own)).strip("_.")
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{digest(own)[:6]}"
     return reports / grid / name
+
+
+def _shown(word: str) -> str:
+    """A word with the last part of a path, which says nothing elsewhere."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value).name}" if "/" in value and not value.startswith(("[", "{")) else word
 
 
 @dataclass(frozen=True)

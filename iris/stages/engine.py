@@ -230,7 +230,8 @@ class Stage(ABC):
 
     def _make(self) -> None:
         say, first = self.context.progress.say, self.context.processes.first
-        say(f"{self.label}: {self.key} {'goes on where it was' if self.begun else 'is made'} in {self.folder}")
+        if self.collective:  # it takes a while
+            say(f"{self.label}: {self.key} {'goes on where it was' if self.begun else 'is made'} in {self.folder}")
         began = time.monotonic()
         if first:
             write_json(self.folder / SETTINGS, self.settings())
@@ -244,7 +245,7 @@ class Stage(ABC):
                 "environment": environment(self.context.processes.device),
             }
             write_json(self.folder / RESULT, known | made | self.known())
-            say(f"{self.label}: done in {time.monotonic() - began:.0f} s")
+            say(f"{self.label}: {self.key} done in {time.monotonic() - began:.0f} s")
 
     @property
     def begun(self) -> bool:
