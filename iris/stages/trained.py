@@ -38,7 +38,7 @@ class Trained(Stage):
     def __init__(self, context: Context, recipe: Recipe, needs: Mapping[str, Work | None]) -> None:
         super().__init__(context, needs)
         self.recipe = recipe
-        self.loop = loop_settings(self.training, recipe.compute)
+        self.loop = loop_settings(self.training, recipe.compute, self.group)
         parts = context.processes.count * recipe.compute.accumulate
         if self.training.batch % parts:
             raise SettingError(
