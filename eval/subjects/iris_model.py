@@ -15,9 +15,10 @@ from torch import Tensor
 
 import iris
 from eval.speed.workers import Loader
-from eval.subjects.base import MODEL_FILES, SampleSettings, Subject, digest_of
+from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
+from iris.io.hashing import files_sha256
 from iris.io.hub import fetch
 from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
 from iris.nn.mixers import source_digest
@@ -136,4 +137,4 @@ class IrisModel(Subject):
 def _package_digest() -> str:
     """sha256 of the package's sources, as this process may have imported them."""
     root = Path(iris.__file__).parent
-    return digest_of(root.rglob("*.py"), root)
+    return files_sha256(root.rglob("*.py"), root)

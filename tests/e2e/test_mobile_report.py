@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from benchmarks import mobile_measure
-from benchmarks.mobile import Plan, Setup
 from benchmarks.mobile_export import once
 from benchmarks.mobile_report import build_report, verdict
 from benchmarks.mobile_rows import Key, Rows, read_rows
 from benchmarks.mobile_tables import latency_table, parts_table, passed_beside_import, target_results
+
+from benchmarks import mobile_measure
+from benchmarks.mobile import Plan, Setup
 from eval.targets import published
 from iris.errors import SettingError
 

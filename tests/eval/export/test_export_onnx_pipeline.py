@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from eval.export.ort import OrtPipeline
+from eval.export.pipeline import export_pipeline
+from eval.export.tokenise import load_tokeniser
 from exported_models import CAPTIONS, small_generator, small_pipeline
 from PIL import Image
 
 from eval.export import ort
-from eval.export.ort import OrtPipeline
-from eval.export.pipeline import export_pipeline
-from eval.export.tokenise import load_tokeniser
 from eval.speed.memory import measure_memory_by_part
 from eval.speed.workers import Loader
 from iris import IrisPipeline
