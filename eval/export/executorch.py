@@ -27,6 +27,7 @@ from torch.export import ExportedProgram, export
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from eval.export.host.executorch import load_library
 from eval.export.parts import ExportPart, GeneratorPart, export_friendly
 from eval.export.passes import generator_in_passes
 
@@ -49,7 +50,11 @@ def write_part(part: ExportPart, precision: str, folder: Path) -> dict[str, Any]
     Returns:
         {"file", "methods": {name: see ``ExportPart.signature`` and ``operators_of``, and "planned_bytes": what the program
         plans for activations, without XNNPACK's scratch memory}}.
+
+    Raises:
+        SettingError: what it takes to run the file, which a check will, is not there.
     """
+    load_library()  # now, not after the minutes that lowering takes
     methods, path = methods_of(part), folder / f"{part.name}.pte"
     edge = lower(methods, precision)
     operators = {name: operators_of(edge.exported_program(name)) for name in methods}
