@@ -10,6 +10,7 @@ HELP = """\
 Measure a text-to-image model, or the images that one made.
 
   python -m eval model=iris/weights/shapes                              # a saved model of IRIS
+  python -m eval model=exported/ measure=speed                          # the same in ONNX Runtime or ExecuTorch (eval.export)
   python -m eval model=samples/ data=folder data.path=photos/ judge=inception    # a folder of images with captions
   python -m eval model=sd-turbo/ data=parquet data.path=coco.parquet judge=clip_vit_b32 sample.steps=1   # of diffusers
   python -m eval model=owner/name kind=diffusers data=…                 # from the Hugging Face hub or its cache

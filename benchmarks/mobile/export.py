@@ -15,6 +15,7 @@ from benchmarks.mobile.plan import STEPS, Plan, Setup
 from eval.export import PIPELINE
 from eval.export.host.pipeline import ExportedPipeline
 from eval.export.host.sampling import Sampling
+from eval.export.measuring import CAPTION
 from eval.export.model import check_part, export_model
 from eval.export.parts import ExportPart, agreement, parts_of
 from eval.export.passes import generator_in_passes
@@ -25,7 +26,6 @@ from iris.pipeline import IrisPipeline
 from iris.randomness import addressed, initialise
 
 SHARED = ("text", "decoder")  # the same in every preset
-CAPTION = "a large red circle in the centre on a white background"
 MIXER_DIM, MIXER_HEADS = 64, 4
 MIXER_CASES = ((16, "fp32"), (32, "fp32"), (16, "fp16"), (16, "int8"))  # side of the grid, precision
 

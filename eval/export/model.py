@@ -15,7 +15,7 @@ import torch
 
 import iris
 from eval.export import PIPELINE, Runtime, module_of
-from eval.export.host.pipeline import evaluate, opener, progress_of
+from eval.export.host.pipeline import damaged, evaluate, opener, progress_of
 from eval.export.host.tokenise import TOKENIZER
 from eval.export.parts import ExportPart, GeneratorPart, TextPart, agreement, parts_of
 from eval.export.passes import least_passes
@@ -65,17 +65,17 @@ def export_model(
     writer = module_of(runtime, WRITERS[runtime])
     pipeline = source if isinstance(source, IrisPipeline) else IrisPipeline.from_pretrained(source)
     parts = parts_of(pipeline, batch, None, iterations)
-    origins = {name: origin_of(pipeline, part) for name, part in parts.items()}
+    origins = {name: _origin(pipeline, part) for name, part in parts.items()}
     about = {"runtime": runtime, "dtype": dtype, **_about(source, parts), "source": {"fingerprint": digest(origins)}}
     about["versions"] = {name: version(name) for name in writer.LIBRARIES}
     keys = {name: _key(part, origins[name], about) for name, part in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     known = (read_json(folder / PIPELINE) or {}).get("parts", {})
-    about["parts"] = {name: known[name] for name in parts if known.get(name, {}).get("key") == keys[name]}
+    kept = [name for name, one in known.items() if one["key"] == keys.get(name) and not damaged(folder, one)]
+    about["parts"] = {name: known[name] for name in kept}
     write_json(folder / PIPELINE, about)
-    for entry in [known[name] for name in known if name not in about["parts"]]:
-        for name in entry["files"]:
-            (folder / name).unlink(missing_ok=True)
+    for file in [file for name, one in known.items() if name not in kept for file in one["files"]]:
+        (folder / file).unlink(missing_ok=True)
     _write_words(parts["text"].module.encoder, folder)
     for name, part in parts.items():
         if name not in about["parts"]:
@@ -105,7 +105,7 @@ def check_part(path: Path, entry: Mapping[str, Any], part: ExportPart, runtime: 
     return agreement([found[name] for name in part.output_names], part.outputs(), f"outputs of part {part.name}")
 
 
-def origin_of(pipeline: IrisPipeline, part: ExportPart) -> str:
+def _origin(pipeline: IrisPipeline, part: ExportPart) -> str:
     """Digest of what a part computes with: its configuration and weights, and somebody's own mixer by its source."""
     module, facts = part.module, [pipeline.latent_name, pipeline.latent_options]
     if isinstance(module, TextPart):
@@ -126,7 +126,7 @@ def _about(source: Path | IrisPipeline, parts: Mapping[str, ExportPart]) -> dict
     text = encoder.to_dict() | {"length": encoder.length}
     if hasattr(encoder, "shape"):  # a CLIP with drawn weights, which brings no words
         text["vocab_size"] = encoder.shape["vocab_size"]
-    config = {} if isinstance(source, IrisPipeline) else read_json(Path(source) / CONFIG) or {}
+    config = {} if isinstance(source, IrisPipeline) else read_json(Path(source).expanduser() / CONFIG) or {}
     return {
         "batch": len(decoder.inputs[0]),
         "latent": list(decoder.inputs[0].shape[1:]),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.export import PARTS
 from eval.models.parts import Part, conditions, decoder_part, generator_parts, part_of, size_of, text_part
 from eval.models.sources import DTYPES, Drawn, Saved, Source
 from iris.diffusion.flow import integrate, time_grid
@@ -31,7 +32,6 @@ from iris.randomness import addressed, initialise
 from iris.text import TextEncoder
 
 CAPTION = "a large red circle in the centre on a white background"
-PARTS = ("text", "generator", "decoder")  # those that can be loaded alone
 RESIDENT = ("all", "one part")
 SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 

@@ -131,6 +131,36 @@ def test_the_page_says_which_presets_fit(work, tmp_path):
     assert "Latency by runtime" in page and len(list((tmp_path / "report" / "figures").glob("*.png"))) == 2
 
 
+def test_the_page_says_what_the_files_are(work, tmp_path):
+    """Of the presets' folders, and of no other model's."""
+    method = {"delegates": 2, "undelegated": {"aten.flip": 3}, "planned_bytes": 4_000_000}
+    entry = {
+        "files": {"x": {"bytes": 5_000_000}},
+        "agreement": {"rms": 1e-5, "max": 2e-5},
+        "methods": {"start": method},
+    }
+    for folder, runtime, parts in (
+        ("tiny/executorch-fp32", "executorch", ("text", "generator", "decoder")),
+        ("tiny/onnx-fp32-4", "onnx", ("generator",)),
+        ("shapes/fp32", "executorch", ("text",)),
+    ):
+        (work / folder).mkdir(parents=True)
+        about = {"runtime": runtime, "dtype": "fp32", "iterations": 4, "parts": dict.fromkeys(parts, entry)}
+        (work / folder / "pipeline.json").write_text(json.dumps(about))
+    rows = read_rows(work)
+    assert {(one["runtime"], one["part"], one["iterations"]) for one in rows.files} == {
+        ("executorch", "text", None),
+        ("executorch", "generator", None),
+        ("executorch", "decoder", None),
+        ("onnx", "generator", 4),
+    }
+    build_report(rows, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| tiny, ExecuTorch fp32, generator | 5.00 | 2 | 3 | 4.00 |" in text
+    assert "| tiny, ExecuTorch fp32, ×4 | 1.0e-05 | 1.0e-05 | 1.0e-05 | 1.0e-06 |" in text
+    assert "| tiny, ONNX Runtime fp32, ×4 | – | 1.0e-05 | – | 1.0e-06 |" in text
+
+
 def rows_of(*held: tuple[str, str, int, float | None]) -> Rows:
     """Runs under caps of (preset, dtype, iterations) in ExecuTorch, the smallest that holds; None: none was tried."""
     rows = Rows()

@@ -42,10 +42,6 @@ OWN_ERRORS = {
 }
 
 
-class ExecutorchError(RuntimeError):
-    """ExecuTorch could not load or run a program."""
-
-
 class _Array(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -60,29 +56,34 @@ class ExecutorchPart:
     """See ``eval.export.host.pipeline.OpenPart``. Every method of the program is loaded; threads are of all open programs.
 
     Raises:
-        SettingError: no such file, threads below 1, no ExecuTorch, or no compiler.
-        ExecutorchError: ExecuTorch refuses the file.
+        SettingError: the file cannot be loaded, no ExecuTorch, or no compiler.
         MemoryError: ExecuTorch says that it has no memory.
     """
 
     def __init__(self, path: Path, entry: Mapping[str, Any], threads: int = 1, lean: bool = False) -> None:
-        self.path, self.methods = Path(path), entry["methods"]
+        self.path, self.methods = path, entry["methods"]
         self._handle = ctypes.c_void_p()  # before anything fails, for close
-        if not self.path.is_file():
-            raise SettingError(f"program={path} is not a file")
-        if threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self._library = load_library()
-        self._check(self._library.host_threads(threads), "threads")
-        self._check(self._library.host_open(os.fsencode(self.path), ctypes.byref(self._handle)), "opening")
-        for method in self.methods:
-            self._check(self._library.host_load(self._handle, method.encode()), f"loading {method}")
+        try:
+            self._use(threads)
+            self._check(self._library.host_open(os.fsencode(self.path), ctypes.byref(self._handle)), "opening")
+            for method in self.methods:
+                self._check(self._library.host_load(self._handle, method.encode()), f"loading {method}")
+        except RuntimeError as error:
+            raise SettingError(f"model={path.parent}: {path.name} cannot be loaded ({error})") from error
+
+    def _use(self, threads: int) -> None:
+        """Set the pool's threads, unless they are: ExecuTorch prints a line each time."""
+        if self._library.threads != threads:
+            self._check(self._library.host_threads(threads), "setting threads")
+            self._library.threads = threads
 
     def run(self, method: str, known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See ``OpenPart``.
 
         Raises:
             ValueError: an input of another shape than the file was exported for.
+            RuntimeError: ExecuTorch fails.
         """
         about = self.methods[method]
         inputs = [_as_exported(known[name], wanted, name) for name, wanted in about["inputs"].items()]
@@ -113,7 +114,7 @@ class ExecutorchPart:
             raise MemoryError(f"{self.path.name}: {what} failed, MemoryAllocationFailed")
         if code:
             why = OWN_ERRORS.get(code, f"ExecuTorch error 0x{code:x} of runtime/core/error.h")
-            raise ExecutorchError(f"{self.path.name}: {what} failed, {why}")
+            raise RuntimeError(f"{self.path.name}: {what} failed, {why}")
 
 
 @cache
@@ -124,6 +125,7 @@ def load_library() -> ctypes.CDLL:
         SettingError: ExecuTorch is not installed, or there is no compiler, or it fails.
     """
     library = ctypes.CDLL(str(build()))
+    library.threads = None  # of its pool, as it was set last
     library.host_open.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
     library.host_close.argtypes = [ctypes.c_void_p]
     library.host_load.argtypes = [ctypes.c_void_p, ctypes.c_char_p]

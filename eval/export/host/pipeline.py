@@ -239,15 +239,22 @@ def read_folder(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
         parts = about["parts"]
-        files = {name: facts["bytes"] for entry in parts.values() for name, facts in entry["files"].items()}
+        wrong = [file for entry in parts.values() for file in damaged(folder, entry)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"model={folder}: {PIPELINE} is not what export_model writes ({error!r})") from error
     if lacking := [name for name in PARTS if name not in parts]:
         raise SettingError(f"model={folder}: its export was not finished ({', '.join(lacking)}); export it again")
-    for name, size in files.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise SettingError(f"model={folder}: {name} is missing or has another size; export it again")
+    if wrong:
+        raise SettingError(f"model={folder}: {', '.join(wrong)} missing, or of another size; export it again")
     return about
+
+
+def damaged(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Files of a part that are missing or have another size than its entry in pipeline.json says."""
+    sizes = {name: facts["bytes"] for name, facts in entry["files"].items()}
+    return [
+        name for name, size in sizes.items() if not (folder / name).is_file() or (folder / name).stat().st_size != size
+    ]
 
 
 def size_of(entry: Mapping[str, Any]) -> int:
