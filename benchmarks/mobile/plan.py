@@ -53,6 +53,11 @@ class Setup:
         """Runtime and precision."""
         return f"{RUNTIME_NAMES[self.runtime]} {self.dtype}"
 
+    @property
+    def label(self) -> str:
+        """All of it, as a table's row is called."""
+        return f"{self.preset}, {self.name}, ×{self.iterations}"
+
     def at(self, iterations: int) -> Setup:
         """The same at another number of iterations."""
         return replace(self, iterations=iterations)

@@ -41,7 +41,7 @@ def caps_table(rows: Rows) -> Table:
         whole, one = image.get("all", {}), image.get("one part", {})
         lines.append(
             Row(
-                f"{key.preset}, {key.name}, ×{key.iterations}",
+                key.label,
                 [
                     cell(whole.get("peak_memory_mb")),
                     cell(whole.get("import_mb")),
@@ -129,7 +129,7 @@ def parts_table(rows: Rows) -> Table:
                 cell(held.get("peak_memory_mb")),
                 cell(held.get("weights_mb")),
             ]
-        lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
+        lines.append(Row(key.label, cells))
     return Table(
         columns,
         lines,
@@ -152,7 +152,7 @@ def agreement_table(rows: Rows) -> Table:
             entry = files.get((*names, key.iterations)) or files.get((*names, None))
             cells.append(_error(entry["agreement"]["rms"] if entry else None, key.dtype))
         cells.append(_error(rows.agreement[key]["rms"], key.dtype))
-        lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
+        lines.append(Row(key.label, cells))
     return Table(
         columns,
         lines,
@@ -317,7 +317,7 @@ def targets_table(rows: Rows) -> Table | None:
     columns = [(one.name.replace("_", " "), one.target) for one in found[0][1]]
     lines = [
         Row(
-            f"{key.preset}, {key.name}, ×{key.iterations}",
+            key.label,
             [
                 Cell(one.verdict, note=f"{one.measured}; {one.why}", kind=f"target-{one.verdict.replace(' ', '-')}")
                 for one in results

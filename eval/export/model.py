@@ -45,15 +45,15 @@ def export_model(
         runtime: onnx or executorch.
         dtype: fp32, fp16 or int8; see ``Runtime``.
         batch: images that the files make at a time.
-        iterations: passes through the core (None: as trained). ONNX files have their number fixed. ExecuTorch's serve any,
-            and this is the host's default, unless the passes have weights of their own.
+        iterations: passes through the core (None: as the source samples, or was trained). ONNX files have their number
+            fixed. ExecuTorch's serve any, and this is the host's default, unless the passes have weights of their own.
 
     Returns:
         pipeline.json: {"runtime", "dtype", "batch", "latent" ([C, h, w] of one), "size" ([H, W] in pixels), "iterations",
         "least_passes" (see ``progress_of``), "text" (for ``load_tokeniser``), "source" ({"fingerprint": of weights and
-        configuration}), "sampling" (as the source says, if it does), "versions", "parts": {name: what ``write_part`` of the
-        runtime's module returns, "files" ({name: {"bytes", "sha256"}}), "parameters", "agreement" (with PyTorch in
-        float32, see ``agreement``) and "key"}}.
+        configuration}), "sampling" (fields of ``Sampling`` that the source's config.json gives, iterations apart),
+        "versions", "parts": {name: what ``write_part`` of the runtime's module returns, "files" ({name: {"bytes",
+        "sha256"}}), "parameters", "agreement" (with PyTorch in float32, see ``agreement``) and "key"}}.
 
     Raises:
         SettingError: an unknown runtime or dtype, one that is not exported or not installed; what ``parts_of`` refuses.
@@ -64,10 +64,12 @@ def export_model(
         raise SettingError(f"runtime.name={runtime} runs models as they are saved; exported are {', '.join(WRITERS)}")
     writer = module_of(runtime, WRITERS[runtime])
     pipeline = source if isinstance(source, IrisPipeline) else IrisPipeline.from_pretrained(source)
-    parts = parts_of(pipeline, batch, None, iterations)
+    sampling = _sampling(source)
+    default = sampling.pop("iterations", None)
+    parts = parts_of(pipeline, batch, None, default if iterations is None else iterations)
     origins = {name: _origin(pipeline, part) for name, part in parts.items()}
-    about = {"runtime": runtime, "dtype": dtype, **_about(source, parts), "source": {"fingerprint": digest(origins)}}
-    about["versions"] = {name: version(name) for name in writer.LIBRARIES}
+    about = {"runtime": runtime, "dtype": dtype, **_about(parts), "source": {"fingerprint": digest(origins)}}
+    about |= {"sampling": sampling, "versions": {name: version(name) for name in writer.LIBRARIES}}
     keys = {name: _key(part, origins[name], about) for name, part in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     known = (read_json(folder / PIPELINE) or {}).get("parts", {})
@@ -120,13 +122,18 @@ def _origin(pipeline: IrisPipeline, part: ExportPart) -> str:
     return digest([str(module), facts, weights.hexdigest()])
 
 
-def _about(source: Path | IrisPipeline, parts: Mapping[str, ExportPart]) -> dict[str, Any]:
+def _sampling(source: Path | IrisPipeline) -> dict[str, Any]:
+    """How a saved model says that its images are made, where it does."""
+    config = {} if isinstance(source, IrisPipeline) else read_json(Path(source).expanduser() / CONFIG) or {}
+    return {name: value for name, value in config.get("sampling", {}).items() if value is not None}
+
+
+def _about(parts: Mapping[str, ExportPart]) -> dict[str, Any]:
     """What pipeline.json says of the model itself."""
     generator, decoder, encoder = parts["generator"].module, parts["decoder"], parts["text"].module.encoder
     text = encoder.to_dict() | {"length": encoder.length}
     if hasattr(encoder, "shape"):  # a CLIP with drawn weights, which brings no words
         text["vocab_size"] = encoder.shape["vocab_size"]
-    config = {} if isinstance(source, IrisPipeline) else read_json(Path(source).expanduser() / CONFIG) or {}
     return {
         "batch": len(decoder.inputs[0]),
         "latent": list(decoder.inputs[0].shape[1:]),
@@ -134,7 +141,6 @@ def _about(source: Path | IrisPipeline, parts: Mapping[str, ExportPart]) -> dict
         "iterations": generator.iterations,
         "least_passes": least_passes(generator.generator.config),
         "text": text,
-        **({"sampling": config["sampling"]} if config.get("sampling") else {}),
     }
 
 

@@ -90,14 +90,14 @@ class ExportedPipeline:
         Raises:
             SettingError: a field that cannot be used, or iterations that the files have not.
         """
-        return self._checked(Sampling(**self.about.get("sampling", {}) | given))
+        return self._checked(Sampling(**self.about["sampling"] | given))
 
     def _checked(self, sampling: Sampling) -> Sampling:
         made = self.about["iterations"]
         if sampling.iterations not in (None, made) and not self.looped:
             raise SettingError(
                 f"sample.iterations={sampling.iterations}: model={self.folder} was exported with {made}, which its "
-                f"{self.about['runtime']} file fixes; allowed: {made}, or export it again with iterations={sampling.iterations}"
+                f"{self.about['runtime']} file fixes; allowed: {made}; other numbers need another export"
             )
         return replace(sampling, iterations=sampling.iterations or made)
 

@@ -52,7 +52,7 @@ def again(pipeline, folder, dtype="fp32", **changes):
 def test_pipeline_json_says_what_the_folder_is(whole):
     about, folder = read_json(whole[1] / PIPELINE), whole[1]
     expected = {"runtime": "onnx", "dtype": "fp32", "batch": 2, "latent": [48, 4, 4], "size": [16, 16], "iterations": 2}
-    assert expected.items() <= about.items() and "sampling" not in about
+    assert expected.items() <= about.items() and about["sampling"] == {}
     assert about["text"]["words"] == whole[0].model.text.to_dict()["words"]
     assert set(about["versions"]) == {"torch", "onnx", "onnxruntime"} and len(about["source"]["fingerprint"]) == 12
     assert tuple(about["parts"]) == PARTS
@@ -129,13 +129,16 @@ def test_a_saved_models_sampling_is_the_default(whole, tmp_path):
     pipeline, folder = whole
     pipeline.save(tmp_path / "saved")
     config = read_json(tmp_path / "saved" / "config.json")
-    write_json(tmp_path / "saved" / "config.json", config | {"sampling": {"steps": 2, "guidance": 1.5}})
+    write_json(tmp_path / "saved" / "config.json", config | {"sampling": {"steps": 2, "guidance": 1.5, "shift": None}})
     copy = shutil.copytree(folder, tmp_path / "copy")
     about = again(tmp_path / "saved", copy)
     assert about["sampling"] == {"steps": 2, "guidance": 1.5}
     assert about["source"] == read_json(folder / PIPELINE)["source"], "the weights are the same"
     sampling = ExportedPipeline(copy).sampling(guidance=2.0)
     assert (sampling.steps, sampling.guidance, sampling.iterations) == (2, 2.0, 2)
+    write_json(tmp_path / "saved" / "config.json", config | {"sampling": {"iterations": 1}})
+    assert again(tmp_path / "saved", copy)["iterations"] == 1 and ExportedPipeline(copy).sampling().iterations == 1
+    assert again(tmp_path / "saved", copy, iterations=2)["iterations"] == 2
 
 
 def test_damaged_folders_are_named(copy):
