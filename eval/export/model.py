@@ -154,9 +154,9 @@ def _key(part: ExportPart, origin: str, about: Mapping[str, Any]) -> str:
 @cache
 def _code() -> str:
     """Digest of the sources that decide what is written."""
-    root = Path(__file__).parent
-    places = [root, *(Path(iris.__file__).parent / name for name in ("nn", "latents", "text"))]
-    return files_sha256((file for place in places for file in place.rglob("*.py")), root.parents[1])
+    here, model = Path(__file__).parent, Path(iris.__file__).parent
+    modules = [file for name in ("nn", "latents", "text") for file in (model / name).rglob("*.py")]
+    return files_sha256([*here.glob("*.py"), *modules], here.parents[1])
 
 
 def _write_words(encoder: TextEncoder, folder: Path) -> None:
@@ -176,12 +176,13 @@ def _write(part: ExportPart, writer: ModuleType, folder: Path, about: Mapping[st
     scratch = folder / PARTIAL
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    entry = writer.write_part(part, about["dtype"], scratch)
-    entry["agreement"] = check_part(scratch / entry["file"], entry, part, about["runtime"])
-    files = sorted(scratch.iterdir())
-    entry["files"] = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
-    entry["parameters"] = sum(parameter.numel() for parameter in part.module.parameters())
-    for file in files:
-        file.replace(folder / file.name)
-    scratch.rmdir()
-    return entry
+    try:
+        entry = writer.write_part(part, about["dtype"], scratch)
+        entry["agreement"] = check_part(scratch / entry["file"], entry, part, about["runtime"])
+        files = sorted(scratch.iterdir())
+        entry["files"] = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
+        for file in files:
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return entry | {"parameters": sum(parameter.numel() for parameter in part.module.parameters())}
