@@ -235,12 +235,14 @@ def python(*arguments):
 
 
 def test_it_never_imports_pytorch(small):
+    """And the runtime before it loads anything, as the memory of imports is told apart."""
     script = (
-        "import sys; from eval.export.measuring import load_for_measuring; "
-        f"print(load_for_measuring({{'folder': {str(small[1])!r}}})().shape, 'torch' in sys.modules)"
+        "import sys; from eval.export.measuring import load_for_measuring as load; "
+        f"given = {{'folder': {str(small[1])!r}}}; load.imports(given); print('onnxruntime' in sys.modules, end=' '); "
+        "print(load(given)().shape, 'torch' in sys.modules)"
     )
     done = python("-c", script)
-    assert done.stdout.strip() == "(1, 16, 16, 3) False", done.stderr
+    assert done.stdout.strip() == "True (1, 16, 16, 3) False", done.stderr
 
 
 def test_the_command_writes_an_image(small, tmp_path):
