@@ -105,6 +105,12 @@ def test_quantised_are_the_linear_layers_that_are_not_precise(tmp_path):
     assert none < 1e-6 < 1e-3 < both < ALLOWED["int8"]
 
 
+def test_text_is_quantised_for_several_captions_at_once(tmp_path):
+    assert (
+        1e-3 < error_of(parts_of(small_pipeline(mixer="identity"), batch=2)["text"], tmp_path, "int8") < ALLOWED["int8"]
+    )
+
+
 def test_layer_norm_in_half_precision_is_computed_in_float32(tmp_path):
     """ExecuTorch 1.5.1's own is off by more than half of its output at this width."""
     torch.manual_seed(0)
