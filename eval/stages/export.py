@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.export import Runtime
 from eval.export.model import export_model
+from iris.io.progress import waiting
 from iris.stages.engine import WEIGHTS, Context, Stage, Work, content_key
 
 
@@ -39,14 +40,11 @@ class Export(Stage):
         return {**vars(self.runtime), "batch": self.batch, "iterations": self.iterations}
 
     def work(self) -> dict[str, Any]:
-        about = export_model(
-            self.model.make(),
-            self.place,
-            self.runtime.name,
-            self.runtime.precision,
-            batch=self.batch,
-            iterations=self.iterations,
-        )
+        runtime, model = self.runtime, self.model.make()
+        with waiting(self.context.progress, f"exporting to {self.label}"):
+            about = export_model(
+                model, self.place, runtime.name, runtime.precision, batch=self.batch, iterations=self.iterations
+            )
         parts = about["parts"].items()
         return {
             "agreement": {name: one["agreement"] for name, one in parts},
