@@ -7,21 +7,26 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablations.launch import thread_environment, threads_of
-from ablations.question.compose import GROUPS, composed, options, settings_of
+from ablations.launch.processes import thread_environment
+from ablations.report.places import neighbours, report_folder
 from ablations.report.process import ReportLost
 from ablations.track.location import Location
 from iris.errors import SettingError
-from iris.io.masking import masked
-from iris.settings import plain_values
+from iris.io.command import answer_options, failed
+from iris.settings import Tree
+
+if TYPE_CHECKING:
+    from ablations.question.plan import Plan
+    from ablations.question.settings import Settings
 
 ACTIONS = ("status", "cancel")
+LISTED = 5  # other reports of a grid that the terminal names
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 HELP = """\
@@ -36,9 +41,7 @@ Run an ablation grid: train every trial, measure it, log it to MLflow, write a r
 
   python -m ablations.run grid=mixers launcher=slurm launcher.partition=gpu
   python -m ablations.run grid=mixers action=status         # also: cancel, retry (only what failed), report
-  python -m ablations.show KEY                              # a trial: settings, state, results, files
-  python -m ablations.diff KEY KEY                          # what differs between two
-  python -m ablations.gc                                    # what the runs folder holds, and what may go
+  python -m ablations show KEY                              # a trial: settings, state, results, files; also: diff, gc, sync
 
 Run again after a stop or a failure: finished trials are reused, others continue where they were. A second call beside a
 running one follows the same trials.
@@ -49,25 +52,11 @@ Groups (group=option), and any setting as key=value:"""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--help" in given or "-h" in given:
-        return _help()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        show = _wants_config(given)
-        config = composed(given)
-        if show:
-            from omegaconf import OmegaConf
-
-            print(masked(OmegaConf.to_yaml(config)), end="")
-            return 0
-        if config.action in ACTIONS:  # before torch is imported: they only read files
-            from ablations.launch import actions
-
-            return getattr(actions, config.action)(plain_values(config), Console())
-        return _run(*settings_of(config))
+        return 0 if answer_options(words, _tree, HELP) else _obey(words)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     except ReportLost as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,61 +74,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _help() -> int:
-    print(HELP)
-    for group in GROUPS:
-        print(f"  {group:9} {', '.join(options(group))}")
-    return 0
+def _tree() -> Tree:
+    from ablations.question.settings import TREE  # knows every part of the model, and with them torch
+
+    return TREE
 
 
-def _wants_config(given: list[str]) -> bool:
-    """Take ``--cfg job`` out of the arguments; whether it was there."""
-    for index, word in enumerate(given):
-        if word in ("--cfg", "-c") or word.startswith("--cfg="):
-            what = word.partition("=")[2] or (given[index + 1] if index + 1 < len(given) else "")
-            if what != "job":
-                raise SettingError(f"--cfg {what}: only 'job' is there to be shown")
-            del given[index : index + (1 if "=" in word else 2)]
-            return True
-        if word.startswith("-"):
-            raise SettingError(f"{word} is no option; allowed: --help, --cfg job, and key=value settings")
-    return False
+def _obey(words: Sequence[str]) -> int:
+    settings = _tree().build(words)
+    if settings.action in ACTIONS:
+        from ablations.session import actions
+
+        return getattr(actions, settings.action)(settings, Console())
+    return _run(settings, words)
 
 
-def _run(settings: Any, values: dict[str, Any]) -> int:
+def _run(settings: Settings, words: Sequence[str]) -> int:
     console = Console()
     os.environ.update(thread_environment(settings.threads or os.cpu_count() or 1))
     Location.of(settings.track.uri, Path.cwd()).check()
     if settings.dry_run:
-        return _dry_run(settings, values, console)
-    from ablations.launch.grid_record import cost_of, record_path
-    from ablations.launch.watch import Watch
+        return _dry_run(settings, console)
+    from ablations.session.grid_record import cost_of, record_path
+    from ablations.session.watch import Watch
     from ablations.track.tracking import Tracker
 
-    record = record_path(Path(settings.runs_dir), values)
+    record = record_path(settings)
     with Watch(
         settings.grid.name,
         settings.grid.question,
         settings.launcher.workers,
         console,
-        cost=cost_of(settings.launcher, threads_of(settings.launcher, settings.threads)),
+        cost=cost_of(settings.launcher, settings.launcher.threads_of(settings.threads)),
     ) as watch:
         watch.note("checking the settings")
-        from ablations.launch.session import Detached, Session
         from ablations.question.plan import make_plan
+        from ablations.session.session import Detached, Session
 
-        plan = make_plan(settings, values)
+        plan = make_plan(settings)
         _check_room(settings)
         only = None
         if settings.action != "run":
-            from ablations.launch.actions import failed_keys
+            from ablations.session.actions import failed_keys
 
             only = failed_keys(plan.runs, record) if settings.action == "retry" else set()
         try:
             with Tracker(
                 settings.grid.name, settings.track.uri, Path.cwd(), plan.runs, watch.note, settings.track.models_mb
             ) as tracker:
-                outcome, report, problems = Session(settings, values, plan, watch, tracker, record, only).run()
+                place = report_folder(Path(settings.reports_dir), settings.grid.name, words)
+                outcome, report, problems = Session(settings, plan, watch, tracker, record, place, only).run()
         except Detached:
             watch.note(
                 "the trials run on; the same command follows them again, action=status shows them, action=cancel stops them"
@@ -148,11 +132,14 @@ def _run(settings: Any, values: dict[str, Any]) -> int:
     watch.summary(outcome)
     for problem in problems:
         console.print(problem, style="yellow", markup=False)
+    if others := neighbours(report.parent, settings.grid.name):
+        told = ", ".join(one.settings or settings.grid.name for one in others[:LISTED])
+        console.print(f"other reports of this grid: {told}", highlight=False, markup=False)
     console.print(f"\nreport   {report}\nMLflow   {tracker.command}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.state == "failed" for record in outcome.records) else 0
 
 
-def _check_room(settings: Any) -> None:
+def _check_room(settings: Settings) -> None:
     """Before anything is trained: can results and the report be written?"""
     from ablations.launch.job import no_room
 
@@ -164,54 +151,86 @@ def _check_room(settings: Any) -> None:
             raise SettingError(f"{name}: {reason}")
 
 
-def _dry_run(settings: Any, values: dict[str, Any], console: Console) -> int:
-    """Print trials, keys, parameters, cost and what is cached; train nothing."""
+def _dry_run(settings: Settings, console: Console) -> int:
+    """Print trials, keys, parameters, cost and what is there; train nothing."""
     console.print(f"grid {settings.grid.name}: {settings.grid.question}", highlight=False, markup=False)
     import torch
 
-    from ablations.question.plan import make_plan, parameters, step_seconds
+    from ablations.question.plan import make_plan
 
-    plan = make_plan(settings, values)
+    plan = make_plan(settings)
     torch.set_num_threads(plan.threads)
-    table = Table(box=None, pad_edge=False)
-    for name, side in (
-        ("trial", "left"),
-        ("key", "left"),
-        ("params", "right"),
-        ("steps", "right"),
-        ("minutes", "right"),
-        ("state", "left"),
-    ):
-        table.add_column(name, justify=side, no_wrap=name in ("trial", "key", "params"))
-    seconds = {arm.name: step_seconds(arm.settings | {"seed": 0}) for arm in plan.arms}
-    total = 0.0
-    for trial in plan.trials:
-        done = (plan.folder(trial) / "result.json").exists()
-        cost = 0.0 if done else seconds[trial.arm] * trial.settings["train"]["steps"]
-        total += cost
-        table.add_row(
-            escape(f"{trial.arm}, seed {trial.seed}"),
-            trial.key,
-            f"{parameters(trial.settings) / 1e6:.3f} M",
-            str(trial.settings["train"]["steps"]),
-            "–" if done else f"{cost / 60:.1f}",
-            "cached" if done else "new",
-        )
-    console.print(table, highlight=False)
+    seconds = _training_seconds(plan)
+    console.print(_trial_table(plan, seconds), highlight=False)
     for arm in plan.arms:
         if arm.matched:
             console.print(f"{arm.name}: {arm.matched}", highlight=False, markup=False)
-    stages = {
-        name: plan.stages(trial).done(key) for trial in plan.trials for key, name in plan.stages(trial).keys.items()
-    }
-    for name, done in stages.items():
-        console.print(f"{name}: {'cached' if done else 'to make'}", highlight=False)
+    console.print(_shared_table(plan), highlight=False)
+    minutes = sum(seconds.values()) / 60 / settings.launcher.workers
     console.print(
-        f"training, {settings.launcher.workers} at a time on {plan.threads} thread(s) each: about "
-        f"{total / 60 / settings.launcher.workers:.0f} min here, from a few timed steps; sampling and measuring come on top",
+        f"training, {settings.launcher.workers} at a time on {plan.threads} thread(s) each: about {minutes:.0f} min here, "
+        "from a few timed steps; sampling and measuring come on top",
         highlight=False,
     )
     return 0
+
+
+def _training_seconds(plan: Plan) -> dict[str, float]:
+    """Key of each training that is missing -> about how long it takes here."""
+    from ablations.question.costs import step_seconds
+
+    missing = {stage.key: (trial, stage) for trial in plan.trials for stage in trial.chain.flows if not stage.done}
+    steps: dict[str, float] = {}
+    for trial, _ in missing.values():
+        if trial.arm not in steps:
+            steps[trial.arm] = step_seconds(trial.chain.settings)
+    return {key: steps[trial.arm] * stage.training.steps for key, (trial, stage) in missing.items()}
+
+
+def _trial_table(plan: Plan, seconds: dict[str, float]) -> Table:
+    """A row a trial: its cost, and which of its stages are there."""
+    from ablations.launch.job import RESULT
+    from ablations.question.costs import parameters
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "key"):
+        table.add_column(name, no_wrap=True)
+    for name in ("params", "steps", "minutes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for trial in plan.trials:
+        flows = trial.chain.flows
+        cost = sum(seconds.get(stage.key, 0.0) for stage in flows)
+        finished = (plan.folder(trial) / RESULT).exists()
+        trained = all(stage.done for stage in flows)
+        table.add_row(
+            escape(trial.label),
+            trial.key,
+            f"{parameters(trial.chain.settings) / 1e6:.3f} M",
+            str(sum(stage.training.steps for stage in flows)),
+            f"{cost / 60:.1f}" if cost else "–",
+            "done" if finished else "to measure" if trained else "new",
+        )
+    return table
+
+
+def _shared_table(plan: Plan) -> Table:
+    """A row a stage that trials share, or that is trained: how many use it, and whether it is there."""
+    from iris.stages.flow import OnLatents
+
+    users: dict[str, int] = {}
+    stages = {}
+    for trial in plan.trials:
+        for stage in trial.chain.stages:
+            users[stage.key] = users.get(stage.key, 0) + 1
+            stages[stage.key] = stage
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "key", "trials", "state"):
+        table.add_column(name, justify="right" if name == "trials" else "left", no_wrap=True)
+    for key, stage in stages.items():
+        if users[key] > 1 or isinstance(stage, OnLatents):
+            table.add_row(escape(stage.label), key, str(users[key]), "there" if stage.done else "to make")
+    return table
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def page(trials: int, rows: dict[str, dict[str, Any]], parts: dict[str, float], 
     """The Markdown page."""
     import torch
 
-    from eval.speed.process import processor_name
+    from iris.io.machine import processor_name
 
     names = {
         "plan": "plan: expand, match parameters, check and name every trial",
@@ -152,6 +152,7 @@ def words(trials: int, folder: str) -> list[str]:
 
 def _plan(trials: int, folder: str, *more: str) -> Any:
     from ablations.question.compose import composed, settings_of
+
     from ablations.question.plan import make_plan
 
     settings, values = settings_of(composed([*words(trials, folder), *more]))
@@ -174,7 +175,7 @@ def nothing(folder: str, plan: dict[str, Any]) -> None:
 
 def jobs_of(trials: int, folder: str) -> tuple[list[Any], Any]:
     """A job that does nothing for each trial, with the trial's own plan; and the settings of a launcher on Slurm."""
-    from ablations.launch import Job
+    from ablations.launch.job import Job
 
     planned, settings, _ = _plan(
         trials, folder, "launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=1", "threads=1"
@@ -215,9 +216,9 @@ def look(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of one look of a driver at trials that all wait for local workers."""
     from rich.console import Console
 
-    from ablations.launch import JobRun
+    from ablations.launch.backend import JobRun
     from ablations.launch.pool import Pool
-    from ablations.launch.watch import Watch
+    from ablations.session.watch import Watch
 
     class Waiting(Pool):
         """No worker is started."""
@@ -240,7 +241,7 @@ def look(trials: int, folder: str) -> dict[str, Any]:
 
 def status(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of ``action=status`` on a grid of which most is done."""
-    from ablations.launch.grid_record import GridRecord, record_path
+    from ablations.session.grid_record import GridRecord, record_path
 
     planned, settings, values = _plan(trials, folder)
     GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(
@@ -294,7 +295,7 @@ def _made_up(folder: Path, number: int) -> None:
 
 def report(trials: int, folder: str) -> dict[str, Any]:
     """Seconds to write a report; 20 seeds an arm, with curves, gates and pictures."""
-    from ablations.report import write_report
+    from ablations.report.build import write_report
 
     outcome = _outcome(trials, folder)
     row: dict[str, Any] = {}

@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from iris.io.command import answer_options, failed
+
 HELP = """\
 Measure a text-to-image model, or the images that one made.
 
   python -m eval model=iris/weights/shapes                              # a saved model of IRIS
+  python -m eval model=text-0123456789ab                                # a stage of a training or a grid in runs_dir
   python -m eval model=samples/ data=folder data.path=photos/ judge=inception    # a folder of images with captions
   python -m eval model=sd-turbo/ data=parquet data.path=coco.parquet judge=clip_vit_b32 sample.steps=1   # of diffusers
   python -m eval model=owner/name kind=diffusers data=…                 # from the Hugging Face hub or its cache
@@ -20,7 +23,7 @@ Measure a text-to-image model, or the images that one made.
 
 A folder of images has their captions in metadata.jsonl or metadata.csv (file_name, text) or captions.txt (a line an
 image); an array file (.npy, .npz) holds uint8 [N, H, W, 3]. Results go to eval_results/…: results.json, report.md,
-index.html, per_image.csv, duplicates.html; and to MLflow. Images and features of real ones are kept in runs/eval.
+index.html, per_image.csv, duplicates.html; and to MLflow. Images and features are kept in runs/stages.
 Exit codes: 0 done, 1 a measure failed, 2 a setting, model or data cannot be used, 130 interrupted.
 
 Groups (group=option), and any setting as key=value:"""
@@ -32,12 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow each other down
     from iris.errors import SettingError
 
-    if "--help" in words or "-h" in words:
-        return _help()
     try:
-        if _wants_config(words):
-            return _show(words)
-        return _run(words)
+        return 0 if answer_options(words, _tree, HELP) else _run(words)
     except SettingError as error:
         return failed(error, 2)
     except KeyboardInterrupt:
@@ -50,8 +49,8 @@ def _run(words: Sequence[str]) -> int:
 
     with Progress() as progress:
         progress.say(f"opening {next((word for word in words if word.startswith('model=')), 'nothing')}")
+        from eval.evaluate import MeasureFailed, evaluate  # torch and its like: seconds
         from eval.report.summary import print_summary
-        from eval.stages.run import MeasureFailed, evaluate  # torch and its like: seconds
 
         try:
             results, folder = evaluate(words, progress)
@@ -61,45 +60,10 @@ def _run(words: Sequence[str]) -> int:
     return 0
 
 
-def failed(error: Exception, code: int) -> int:
-    """Say why in one line; returns the code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def _tree():
+    from eval.settings import TREE
 
-
-def _help() -> int:
-    from eval.settings import COMPOSER
-
-    print(HELP)
-    for group in COMPOSER.groups:
-        print(f"  {group:7} {', '.join(COMPOSER.options(group))}")
-    return 0
-
-
-def _show(words: Sequence[str]) -> int:
-    from omegaconf import OmegaConf
-
-    from eval.settings import compose
-    from iris.io.masking import masked
-
-    print(masked(OmegaConf.to_yaml(compose(words))), end="")
-    return 0
-
-
-def _wants_config(words: list[str]) -> bool:
-    """Take ``--cfg job`` out of the words; whether it was there."""
-    from iris.errors import SettingError
-
-    for index, word in enumerate(words):
-        if word in ("--cfg", "-c") or word.startswith("--cfg="):
-            what = word.partition("=")[2] or (words[index + 1] if index + 1 < len(words) else "")
-            if what != "job":
-                raise SettingError(f"--cfg {what}: only 'job' is there to be shown")
-            del words[index : index + (1 if "=" in word else 2)]
-            return True
-        if word.startswith("-"):
-            raise SettingError(f"{word} is no option; allowed: --help, --cfg job, and key=value settings")
-    return False
+    return TREE
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from eval.report.comparison import Comparison
-    from eval.report.results import Results
+    from eval.results import Results
     from eval.speed.latency import SpeedAndMemory
     from iris.io.progress import Progress
 
@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.out is not None and given.out.suffix != ".json":
         parser.error(f"argument --out: {given.out} must end in .json")
-    from eval.__main__ import failed
+    from eval.evaluate import MeasureFailed
     from eval.speed.workers import WorkerError
-    from eval.stages.run import MeasureFailed
     from iris.errors import SettingError
+    from iris.io.command import failed
 
     try:
         return run(given)
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Read or measure both sides, compare them, print and write the comparison."""
     from eval.report.comparison import compare_results
-    from eval.report.results import read_results
+    from eval.results import read_results
     from iris.errors import SettingError
     from iris.io.progress import Progress
 
@@ -110,14 +110,14 @@ def run(given: argparse.Namespace) -> int:
 
 def is_results(place: str) -> bool:
     """Whether a path holds results; anything else is a model to be measured."""
-    from eval.report.results import RESULTS
+    from eval.results import RESULTS
 
     path = Path(place).expanduser()
     return path.suffix == ".json" or (path / RESULTS).is_file()
 
 
 def _measured(model: str, settings: Sequence[str], progress: Progress) -> Results:
-    from eval.stages.run import evaluate
+    from eval.evaluate import evaluate
 
     results, folder = evaluate([f"model={model}", *settings], progress)
     progress.say(f"results of {results.name}: {folder}")
@@ -132,7 +132,7 @@ def _folder(results: Results, place: str) -> str:
 def _speed(a: Results, b: Results, progress: Progress) -> dict[str, SpeedAndMemory]:
     """Latency and memory of both models, timed in turn in fresh processes."""
     from eval.speed.latency import measure_models
-    from eval.stages.evaluation import waiting
+    from iris.io.progress import waiting
 
     loaders = {"A": loader_of(a), "B": loader_of(b)}
     threads = a.settings["measure.threads"]
@@ -146,13 +146,13 @@ def loader_of(results: Results) -> Any:
     Raises:
         SettingError: stored images, or a model that is no longer the one that was measured.
     """
-    from eval.subjects import SampleSettings, open_subject
+    from eval.subjects import Sample, open_subject
     from iris.errors import SettingError
 
     model, settings = results.model, results.settings
     if model["stored_images"] is not None:
         raise SettingError(f"--speed: {model['path']} are stored images; there is no model to time")
-    sample = SampleSettings(
+    sample = Sample(
         **{name.removeprefix("sample."): value for name, value in settings.items() if name.startswith("sample.")}
     )
     subject = open_subject(model["path"], model["kind"], sample, model["dtype"], model["device"])
@@ -196,8 +196,8 @@ def print_comparison(
 
 def difference_cells(one: Any) -> list[str]:
     """A, B, B - A and the interval, to the digits that it allows."""
-    from eval.report.results import Number
     from eval.report.tables import digits_of
+    from eval.results import Number
 
     digits = digits_of(Number(one.value, "", "", one.low, one.high, one.standard_error, None, "", one.n))
     ends = "–" if one.low is None else f"[{one.low:+,.{digits}f}, {one.high:+,.{digits}f}]"

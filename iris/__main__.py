@@ -87,11 +87,11 @@ def make_parser() -> Parser:
     add("prompt", nargs="+", help="what to show")
     add("--out", type=out_file, default=Path("out.png"), help="the file to write (default: %(default)s)")
     add("--model", help="folder or Hugging Face hub name (default: the small model in this package)")
-    add("--steps", type=at_least(int, 1), default=4, help="sampling steps (default: %(default)s)")
+    add("--steps", type=at_least(int, 1), help="sampling steps (default: the model's own, else 4)")
     add("--iterations", type=at_least(int, 1), help="passes through the core (default: as trained)")
-    add("--guidance", type=at_least(float, 0.0), default=3.0, help="1 means none (default: %(default)s)")
+    add("--guidance", type=at_least(float, 0.0), help="1 means none (default: the model's own, else 3)")
     add("--negative", default="", metavar="PROMPT", help="what guidance leads away from")
-    add("--sampler", choices=SAMPLERS, default="euler", help="(default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, help="(default: the model's own, else euler)")
     add("--seed", type=at_least(int, 0), default=0, help="of the noise (default: %(default)s)")
     add("--count", type=at_least(int, 1), default=1, help="images of each prompt (default: %(default)s)")
     add("--size", type=size, help="pixels, or WIDTHxHEIGHT (default: as trained)")
@@ -118,14 +118,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         pipeline = load(parser, given.model)
         height, width = sides(parser, pipeline, given.size)
+        settings = pipeline.sampling_settings(
+            steps=given.steps, sampler=given.sampler, guidance=given.guidance, iterations=given.iterations
+        )
         started = time.perf_counter()
         images = pipeline(
             given.prompt,
-            given.steps,
-            given.iterations,
-            given.guidance,
+            settings.steps,
+            settings.iterations,
+            settings.guidance,
             negative_prompt=given.negative,
-            sampler=given.sampler,
+            sampler=settings.sampler,
             seed=given.seed,
             num_images_per_prompt=given.count,
             height=height,
@@ -148,10 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
         grid(images, given.count).save(given.out)
     except OSError as error:
         parser.error(f"argument --out: {given.out} cannot be written: {error.strerror or error}")
-    iterations = given.iterations or pipeline.model.generator.config.iterations
+    iterations = settings.iterations or pipeline.model.generator.config.iterations
     print(
-        f"{given.out}: {len(images)} image{'s' if len(images) > 1 else ''} of {width}x{height} pixels, {given.steps} "
-        f"steps of {iterations} iterations, guidance {given.guidance:g}, seed {given.seed}, in {seconds:.2f} s"
+        f"{given.out}: {len(images)} image{'s' if len(images) > 1 else ''} of {width}x{height} pixels, {settings.steps} "
+        f"steps of {iterations} iterations, guidance {settings.guidance:g}, seed {given.seed}, in {seconds:.2f} s"
     )
 
 

@@ -14,18 +14,27 @@ from huggingface_hub.repocard import ModelCard
 from PIL import Image
 from torch import Tensor
 
-from iris.diffusion.editing import Picture, invert, read_images, read_mask
-from iris.diffusion.flow import integrate, time_grid
-from iris.diffusion.sampling import GuidedVelocity, Noise, SamplingSettings, addressed_noise, drawn_noise, working_dtype
+from iris.diffusion.editing import Picture, read_images, read_mask
+from iris.diffusion.sampling import (
+    GuidedVelocity,
+    Noise,
+    SamplingSettings,
+    addressed_noise,
+    drawn_noise,
+    invert,
+    sample,
+    working_dtype,
+)
 from iris.errors import SettingError, require_choice
-from iris.io.hub import fetch, is_hub_name
+from iris.io.hub import fetch_pipeline, is_hub_name
 from iris.io.pixels import to_pixels
 from iris.latents import Latent
-from iris.model import CARD, Parts, TextToLatent, read_folder, write_folder
-from iris.nn.condition import TextCondition
+from iris.model import CARD, IrisModel, Parts, TextToLatent, read_folder, write_folder
+from iris.text import TextEncoder, encode_prompts
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 STRENGTH = 0.6  # of image-to-image, as in diffusers' pipeline of SD3
+EDITING = SamplingSettings(8, "midpoint", guidance=3.0)  # of a model that says nothing: Euler's way back is not its way
 
 # Called with the pipeline, the step, its time and {"latents": …}; may return the latents to go on with in such a dict.
 StepCallback = Callable[["IrisPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -52,19 +61,36 @@ class IrisPipeline(
         latent: decodes what the generator makes.
         latent_name, latent_options: what ``build_latent`` made it with.
         size: side in pixels of the images it was trained on, the default of ``height`` and ``width``.
+        sampling, distilled_guidance: as of ``Parts``.
     """
 
     def __init__(
-        self, model: TextToLatent, latent: Latent, latent_name: str, latent_options: dict[str, Any], size: int
+        self,
+        model: TextToLatent,
+        latent: Latent,
+        latent_name: str,
+        latent_options: dict[str, Any],
+        size: int,
+        sampling: SamplingSettings | None = None,
+        distilled_guidance: float | None = None,
     ) -> None:
         self.model, self.latent, self.size = model.eval(), latent.eval(), size
         self.latent_name, self.latent_options = latent_name, latent_options
+        self.sampling, self.distilled_guidance = sampling, distilled_guidance
         self._copies_text = False
 
     @property
     def parts(self) -> Parts:
         """What it is made of."""
-        return Parts(self.model, self.latent, self.latent_name, self.latent_options, self.size)
+        return Parts(
+            self.model,
+            self.latent,
+            self.latent_name,
+            self.latent_options,
+            self.size,
+            self.sampling,
+            self.distilled_guidance,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -82,13 +108,23 @@ class IrisPipeline(
         self.latent.to(*args, **kwargs)
         return self
 
+    def sampling_settings(self, **given: Any) -> SamplingSettings:
+        """How images are made: as ``given``, else as the model says, see ``SamplingSettings.resolved``.
+
+        Raises:
+            SettingError: a value that cannot be used; guidance of a student.
+        """
+        settings = SamplingSettings.resolved(self.sampling, **given)
+        settings.check_student(self.distilled_guidance)
+        return settings
+
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
-        num_inference_steps: int = 4,
+        num_inference_steps: int | None = None,
         num_iterations: int | None = None,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -100,20 +136,22 @@ class IrisPipeline(
         latents: Tensor | None = None,
         generator: torch.Generator | None = None,
         seed: int = 0,
-        sampler: str = "euler",
-        shift: float = 1.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        guidance_rescale: float = 0.0,
+        sampler: str | None = None,
+        shift: float | None = None,
+        guidance_start: float | None = None,
+        guidance_end: float | None = None,
+        guidance_rescale: float | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
     ) -> IrisOutput:
         """Images of ``prompt``; or ``image`` changed towards it, if one is given.
 
+        Of how they are sampled, None means: as the model says, else 4 Euler steps with guidance 3.
+
         Args:
             prompt: one caption or several.
             num_inference_steps, sampler, shift: of ``iris.diffusion.flow``. All steps are taken, whatever the strength.
-            num_iterations: passes through the core (None: as trained).
+            num_iterations: passes through the core.
             guidance_scale, guidance_start, guidance_end, guidance_rescale: of ``iris.diffusion.guidance.Guidance``.
             negative_prompt: what guidance leads away from instead of the empty caption.
             num_images_per_prompt: images of each prompt, one after another.
@@ -132,15 +170,15 @@ class IrisPipeline(
             SettingError: an argument that cannot be used, named.
         """
         require_choice("output_type", output_type, OUTPUT_TYPES)
-        settings = SamplingSettings(
-            num_inference_steps,
-            sampler,
-            guidance_scale,
-            shift,
-            num_iterations,
-            guidance_start,
-            guidance_end,
-            guidance_rescale,
+        settings = self.sampling_settings(
+            steps=num_inference_steps,
+            sampler=sampler,
+            guidance=guidance_scale,
+            shift=shift,
+            iterations=num_iterations,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            guidance_rescale=guidance_rescale,
         )
         prompts = _texts("prompt", prompt, None, num_images_per_prompt)
         against = _texts(
@@ -148,9 +186,20 @@ class IrisPipeline(
         )
         height, width = self._sides(height, width)
         picture = self._picture(image, mask_image, strength, len(prompts), num_images_per_prompt, height, width)
-        source = addressed_noise(seed) if generator is None else drawn_noise(generator)
-        noise = self._start(len(prompts), height, width, source, latents)
-        z = self._sample(prompts, against, noise, settings, source, picture, callback_on_step_end)
+
+        def after(step: int, t: Tensor, z: Tensor) -> Tensor:
+            return (callback_on_step_end(self, step, t, {"latents": z}) or {}).get("latents", z)
+
+        z = self._sample(
+            prompts,
+            against,
+            (height, width),
+            settings,
+            addressed_noise(seed) if generator is None else drawn_noise(generator),
+            noise=latents,
+            picture=picture,
+            after=None if callback_on_step_end is None else after,
+        )
         return IrisOutput(self._output(z, output_type, picture))
 
     @torch.no_grad()
@@ -159,12 +208,12 @@ class IrisPipeline(
         image: Any,
         source_prompt: str,
         target_prompt: str,
-        num_inference_steps: int = 8,
+        num_inference_steps: int | None = None,
         num_iterations: int | None = None,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         *,
-        sampler: str = "midpoint",
-        shift: float = 1.0,
+        sampler: str | None = None,
+        shift: float | None = None,
         height: int | None = None,
         width: int | None = None,
         **options: Any,
@@ -173,23 +222,31 @@ class IrisPipeline(
 
         The flow is followed backwards under ``source_prompt`` without guidance, and forwards again under
         ``target_prompt``. With one and the same prompt and guidance_scale=1 it gives the image back, up to the
-        sampler's error and the latent's. ``options``: others of ``__call__``.
+        sampler's error and the latent's. Of how the flow is followed, None means: as the model says, else 8 midpoint
+        steps with guidance 3. ``options``: others of ``__call__``.
 
         Raises:
-            SettingError: as ``__call__``; a sampler that draws noise.
+            SettingError: as ``__call__``; a sampler that draws noise, such as that of a consistency student.
         """
         height, width = self._sides(height, width)
-        settings = SamplingSettings(num_inference_steps, sampler, shift=shift, iterations=num_iterations)
+        settings = SamplingSettings.resolved(
+            self.sampling or EDITING,
+            steps=num_inference_steps,
+            sampler=sampler,
+            guidance=guidance_scale,
+            shift=shift,
+            iterations=num_iterations,
+        )
         clean = self._encode(read_images(image, height, width))
-        text, _ = self._condition([source_prompt] * len(clean), [], settings)
-        latents = invert(GuidedVelocity(self.model.generator, text, iterations=num_iterations), clean, settings)
+        text, _ = encode_prompts(self.model.text, [source_prompt] * len(clean), None, self.dtype, self.device)
+        latents = invert(GuidedVelocity(self.model.generator, text, iterations=settings.iterations), clean, settings)
         return self(
             [target_prompt] * len(latents),
-            num_inference_steps,
-            num_iterations,
-            guidance_scale,
-            sampler=sampler,
-            shift=shift,
+            settings.steps,
+            settings.iterations,
+            settings.guidance,
+            sampler=settings.sampler,
+            shift=settings.shift,
             height=height,
             width=width,
             latents=latents,
@@ -198,18 +255,27 @@ class IrisPipeline(
 
     @torch.inference_mode()
     def generate(
-        self, captions: Sequence[str], settings: SamplingSettings, seed: int = 0, first: int = 0, batch: int = 256
+        self,
+        captions: Sequence[str],
+        settings: SamplingSettings | None = None,
+        seed: int = 0,
+        first: int = 0,
+        batch: int = 256,
     ) -> Tensor:
-        """Images uint8 [len(captions), size, size, 3] of ``captions``.
+        """Images uint8 [len(captions), size, size, 3] of ``captions``, sampled as ``settings`` say (None: the model).
 
         Image i starts from noise addressed by (seed, first + i), whatever the batch size.
+
+        Raises:
+            SettingError: as ``__call__``.
         """
+        settings = self.sampling_settings() if settings is None else settings
+        settings.check_student(self.distilled_guidance)
         parts = []
         for start in range(0, len(captions), batch):
             chosen = captions[start : start + batch]
             source = addressed_noise(seed, first + start)
-            noise = self._start(len(chosen), self.size, self.size, source)
-            z = self._sample(chosen, [""] * len(chosen), noise, settings, source)
+            z = self._sample(chosen, [""] * len(chosen), (self.size, self.size), settings, source)
             parts.append(to_pixels(self._decode(z)))
         return torch.cat(parts)
 
@@ -217,44 +283,16 @@ class IrisPipeline(
         self,
         prompts: Sequence[str],
         against: Sequence[str],
-        noise: Tensor,
+        sides: tuple[int, int],
         settings: SamplingSettings,
         source: Noise,
-        picture: Picture | None = None,
-        callback: StepCallback | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Standardised latents [N, C, h, w] of ``prompts`` from unit ``noise``."""
-        strength = 1.0 if picture is None else picture.strength
-        z = noise if picture is None else picture.start(noise)
-        if strength == 0:
-            return z
-        times = time_grid(settings.steps, settings.shift, strength)
-        text, null = self._condition(prompts, against, settings)
-        velocity = GuidedVelocity(self.model.generator, text, null, settings.guide, settings.iterations)
-        keep = None if picture is None else picture.keep(noise)
-
-        def after(step: int, t: Tensor, z: Tensor) -> Tensor:
-            z = z if keep is None else keep(step, t, z)
-            answer = callback(self, step, times[step], {"latents": z}) if callback is not None else None
-            return (answer or {}).get("latents", z)
-
-        return integrate(velocity, z, times, settings.sampler, lambda step: source(tuple(z.shape), step).to(z), after)
-
-    def _condition(
-        self, prompts: Sequence[str], against: Sequence[str], settings: SamplingSettings
-    ) -> tuple[TextCondition, TextCondition | None]:
-        """The encoded prompts and, if guidance is wanted, what it leads away from."""
-        guided = settings.guide.scale != 1
-        encoder, count = self.model.text, len(prompts)
-        numbers = encoder.tokenise([*prompts, *against] if guided else list(prompts)).to(self.device)
-        if encoder.frozen:  # a large one: each caption once
-            numbers, row = numbers.unique(dim=0, return_inverse=True)
-            text = TextCondition(*(part[row] for part in encoder(numbers)))
-        else:
-            text = encoder(numbers)
-        text = TextCondition(text.tokens.to(self.dtype), text.mask, text.pooled.to(self.dtype))
-        null = TextCondition(*(part[count:] for part in text)) if guided else None
-        return TextCondition(*(part[:count] for part in text)), null
+        """Standardised latents [N, C, h, w] of ``prompts``; ``options``: of ``iris.diffusion.sampling.sample``."""
+        led_from = against if settings.guided else None
+        text, null = encode_prompts(self.model.text, prompts, led_from, self.dtype, self.device)
+        grid = self.latent.grid(*sides)
+        return sample(self.model.generator, text, null, grid, settings, source, **options)
 
     def _sides(self, height: int | None, width: int | None) -> tuple[int, int]:
         sides = self.size if height is None else height, self.size if width is None else width
@@ -263,14 +301,6 @@ class IrisPipeline(
             if side < 1 or side % factor:
                 raise SettingError(f"{name}={side} must be a positive multiple of {factor}, the latent's factor")
         return sides
-
-    def _start(self, count: int, height: int, width: int, source: Noise, given: Tensor | None = None) -> Tensor:
-        """Unit noise [count, C, h, w]: what was given, or from ``source``."""
-        shape = (count, self.latent.channels, *self.latent.grid(height, width))
-        noise = source(shape, None) if given is None else given
-        if tuple(noise.shape) != shape:
-            raise SettingError(f"latents must be {list(shape)}, got {list(noise.shape)}")
-        return noise.to(self.device, working_dtype(self.dtype))
 
     def _picture(
         self, image: Any, mask: Any, strength: float | None, count: int, each: int, height: int, width: int
@@ -361,6 +391,16 @@ class IrisPipeline(
         return super().generate_model_card(*args, **self.parts.facts() | kwargs)
 
     @classmethod
+    def from_model(cls, model: IrisModel, text_encoder: TextEncoder) -> IrisPipeline:
+        """A pipeline of the model's own weights, behind a text encoder.
+
+        Raises:
+            SettingError: the encoder's width is not the generator's.
+        """
+        text_to_latent = TextToLatent(text_encoder, model.generator)
+        return cls(text_to_latent, model.latent, model.latent_name, model.latent_options, model.size)
+
+    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
@@ -381,7 +421,7 @@ class IrisPipeline(
         """
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir() and is_hub_name(pretrained_model_name_or_path):
-            folder = fetch(
+            folder = fetch_pipeline(
                 pretrained_model_name_or_path,
                 force_download=force_download,
                 token=token,
@@ -412,10 +452,3 @@ def _one_for_each(name: str, pictures: Tensor, count: int, each: int) -> Tensor:
     if len(pictures) * each != count:
         raise SettingError(f"{name}: {len(pictures)} pictures for {count // each} prompts")
     return pictures.repeat_interleave(each, 0)
-
-
-def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that makes images with a saved model; see ``eval.models.loading.load_for_measuring``, which needs this file."""
-    from eval.models.loading import load_for_measuring as load
-
-    return load(given)

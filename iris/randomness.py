@@ -30,10 +30,11 @@ def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Te
 
 
 def initialise(module: nn.Module, seed: int) -> nn.Module:
-    """Draw every parameter of ``module`` from a generator addressed by (seed, name of the module that owns it).
+    """Draw every parameter of ``module`` again, from a generator addressed by (seed, name of the module that owns it).
 
-    Each module that owns parameters must have ``reset_parameters``. What lies in a module whose ``frozen`` is True,
-    such as a pretrained text encoder, keeps its weights. Returns ``module``.
+    Modules draw their parameters when they are built, from torch's global generator and so by what was built before;
+    ``reset_parameters``, which each that owns some must have, is called a second time here. What lies in a module
+    whose ``frozen`` is True, such as a pretrained text encoder, keeps its weights. Returns ``module``.
 
     Raises:
         TypeError: a module owns parameters but cannot initialise them, which would leave them to chance.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ablations.launch.job import RESULT
 from ablations.question.grid import expectations
 from ablations.question.plan import Plan
 from ablations.question.settings import Settings
-from iris.io.files import read_json
+from iris.stages.encoded import Encoded
 
 
 def notes_of(settings: Settings, plan: Plan) -> list[str]:
@@ -25,16 +24,15 @@ def notes_of(settings: Settings, plan: Plan) -> list[str]:
             f"Judge {judge['name']}: {judge['weights_file']} is not known as a published file (sha256 "
             f"{judge['sha256']}), so what is called FID here is {judge['metric_name']}."
         )
+    notes += [f"No {name}: {why}." for name, why in plan.refused.items()]
     return notes + _unusable_rows(plan)
 
 
 def _unusable_rows(plan: Plan) -> list[str]:
-    if not plan.trials:
-        return []
-    stages = plan.stages(plan.trials[0])
-    found = (read_json(stages.folder(stages.data_key) / RESULT) or {}).get("bad", {})
+    encoded = [stage for stage in plan.trials[0].chain.stages if isinstance(stage, Encoded)]
+    found = {stage.source.split: stage.result.get("bad", []) for stage in encoded}
     return [
-        f"{len(rows)} unusable rows of {split} were skipped: {', '.join(rows[:5])}."
+        f"{len(rows)} unusable rows of {split} were skipped: {', '.join(map(str, rows[:5]))}."
         for split, rows in found.items()
         if rows
     ]

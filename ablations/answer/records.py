@@ -9,10 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTrial:
-    """One trial of a grid before it runs, as ``ablations.question.grid.Trial``, which torch would be imported for.
-
-    ``curves`` and ``model`` are relative to the runs folder, since stages are shared by trials.
-    """
+    """One trial of a grid before it runs: what is written down of ``ablations.question.plan.Trial``."""
 
     key: str  # hash of what determines the result
     arm: str  # name shared by all seeds of one arm, e.g. "grfm" or "mixer=grfm iterations=8"
@@ -20,18 +17,14 @@ class PlannedTrial:
     seed: int
     baseline: bool
     settings: dict[str, Any]
+    curves: tuple[str, ...]  # files of its trainings' curves in the runs folder, the last one its own
+    model: str  # folder of its saved model in the runs folder
     matched: str | None = None  # what `match` changed, in words
-    curves: tuple[str, ...] = ("trials/{key}/metrics.jsonl",)  # of its trainings, the last one its own
-    model: str | None = "trials/{key}/model"  # folder of its saved pipeline
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "curves", tuple(file.replace("{key}", self.key) for file in self.curves))
-        object.__setattr__(self, "model", self.model and self.model.replace("{key}", self.key))
 
     @classmethod
     def of(cls, trial: Any) -> PlannedTrial:
         """The same of something that has these attributes, a Trial or a TrialRecord."""
-        return cls(**{name.name: getattr(trial, name.name) for name in fields(cls) if hasattr(trial, name.name)})
+        return cls(**{one.name: getattr(trial, one.name) for one in fields(cls)})
 
     @property
     def label(self) -> str:
@@ -43,8 +36,8 @@ class PlannedTrial:
 class TrialRecord(PlannedTrial):
     """One trial of a grid after it ran (or failed, or was found finished).
 
-    ``metrics`` uses the names of the table of measures in README; ``folder`` holds settings.json, metrics.jsonl,
-    samples.npz and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
+    ``metrics`` uses the names of the table of measures in docs/results.md; ``folder`` holds settings.json, samples.npz
+    and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
     """
 
     state: str  # done | failed
@@ -54,6 +47,11 @@ class TrialRecord(PlannedTrial):
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
+
+    @property
+    def curve(self) -> Path:
+        """The file of its own training's curve."""
+        return self.folder.parents[1] / self.curves[-1]
 
 
 @dataclass(frozen=True)

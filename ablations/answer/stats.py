@@ -21,7 +21,6 @@ NOT_ENOUGH_SEEDS, FAILED, NOT_COMPARABLE = "not enough seeds", "failed", "not co
 LOG_METRICS = frozenset(
     {
         "fid",
-        "fid_untrained",
         "fid_reference",
         "latency_ms",
         "latency_ratio",
@@ -339,7 +338,7 @@ def analyse(
     _check(values, baseline, better, practical, scale)
     clean = {arm: _finite(seeds) for arm, seeds in values.items()}
     positive = all(v > 0 for seeds in clean.values() for v in seeds.values())
-    ratio = metric in LOG_METRICS or metric.startswith("fid_at_")
+    ratio = metric in LOG_METRICS
     log = positive if scale is None and ratio else scale == "log"
     if log and not positive:
         raise ValueError(f"scale log needs positive values of {metric}")

@@ -68,7 +68,7 @@ def _table(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int,
         title_justify="left",
         title=Text(f"{outcome.name}: {outcome.question}", style="bold"),
     )
-    table.add_column("arm\n", no_wrap=True, overflow="ellipsis", max_width=34 if width >= 100 else 16)
+    table.add_column("arm\n", overflow="fold", max_width=34 if width >= 100 else 18)
     columns = _columns()
     if seeds > 1:
         columns = [("seeds\n", lambda records: str(len(records))), *columns]
@@ -96,7 +96,7 @@ def _columns() -> list[tuple[str, Callable[[Sequence[TrialRecord]], str]]]:
         ("CLIP\nscore", plain("clip_score", ".1f")),
         ("colour\n", plain("accuracy_colour", ".0%")),
         ("shape\n", plain("accuracy_shape", ".0%")),
-        ("caption\n", plain("accuracy_caption", ".0%")),
+        ("all\nskills", plain("accuracy_all", ".0%")),
         ("latency\nratio", plain("latency_ratio", ".2f")),
         ("\nms", plain("latency_ms", ".1f")),
         ("memory\nMB", plain("peak_memory_mb", ".0f")),

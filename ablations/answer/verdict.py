@@ -19,7 +19,16 @@ from ablations.question.decide import EXPECTATIONS, fraction
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
-HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "images_per_s")
+HIGHER_IS_BETTER = (
+    "clip_score",
+    "accuracy_",
+    "heldout_accuracy_",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "images_per_s",
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,11 @@ def metric_label(metric: str) -> str:
     """A metric's name in a sentence: "FID", "CLIP score", "colour accuracy"."""
     if metric in ("fid", "kid"):
         return metric.upper()
-    if metric.startswith("fid_at_"):
-        return f"FID at {metric.removeprefix('fid_at_')} passes"
     heldout, name = metric.startswith("heldout_"), metric.removeprefix("heldout_")
     if name.startswith("accuracy_"):
-        return f"{name.removeprefix('accuracy_')} accuracy{' on held-out pairs' if heldout else ''}"
+        skill = name.removeprefix("accuracy_")
+        what = "accuracy in all skills" if skill == "all" else f"{skill} accuracy"
+        return f"{what}{' on held-out pairs' if heldout else ''}"
     return {"clip_score": "CLIP score"}.get(metric) or metric.removesuffix("_ms").removesuffix("_mb").replace("_", " ")
 
 
@@ -73,6 +82,8 @@ def analyse_outcome(outcome: GridOutcome, metric: str | None = None) -> Analysis
     decided = name == outcome.decide.get("metric")
     better = str(outcome.decide.get("better", better_direction(name))) if decided else better_direction(name)
     done = {arm: [t for t in trials if t.state == "done"] for arm, trials in arms.items()}
+    judge = next(iter(arms.values()))[0].settings.get("judge")  # figures of two judges are not compared
+    done = {arm: [t for t in trials if t.settings.get("judge") == judge] for arm, trials in done.items()}
     return stats.analyse(
         {arm: {t.seed: t.metrics.get(name) for t in trials} for arm, trials in done.items()},
         baseline_of(outcome),

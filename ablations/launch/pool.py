@@ -149,7 +149,7 @@ class Pool:
     def _start(self, slot: int) -> Any:
         import submitit
 
-        from ablations.launch import deaf_to_interrupts, environment, thread_environment
+        from ablations.launch.processes import deaf_to_interrupts, environment, thread_environment
 
         if not self.listing.exists():  # the first, or a worker thought that all was done
             write_json(self.listing, self.listed, durable=False)
@@ -186,8 +186,8 @@ def serve(listing: str, slot: int) -> None:
         return
     worker = Worker(path, slot, given)
     signal.signal(signal.SIGTERM, worker.terminate)
-    if any(job.function.__module__ == "ablations.launch.jobs" for job in worker.jobs):
-        import ablations.trial.trial  # noqa: F401  paid once: every trial's process has it already
+    for module in {sys.modules[job.function.__module__] for job in worker.jobs}:
+        getattr(module, "preload", int)()  # paid once: every job's process has it already
     worker.run()
 
 

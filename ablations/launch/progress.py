@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from iris.io.files import write_json
+from iris.io.machine import host_name
 
 STATUS = "status.json"
 
@@ -33,13 +34,34 @@ class Status:
             durable=False,
         )
 
-    def training(self, phase: str, row: dict[str, float], batch: int) -> None:
+    def training(self, phase: str, row: Mapping[str, float], batch: int) -> None:
         """Say how a training loop goes, from a row of its metrics."""
         left = (row["steps"] - row["step"]) * batch / max(row["images_per_s"], 1e-9)
         facts = {k: row[k] for k in ("step", "steps", "loss", "images_per_s", "psnr") if k in row}
         self(phase, **facts, eta_s=left)
 
 
-def host_name() -> str:
-    """This node as the cluster calls it, or this machine's name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+class StatusProgress:
+    """What stages say goes to the log, how far they are to a status.
+
+    Args:
+        status: None: to nobody, as the first of several processes tells it.
+    """
+
+    def __init__(self, status: Status | None) -> None:
+        self.status = status
+
+    def say(self, text: str) -> None:
+        """A line of the log."""
+        if self.status is not None:
+            print(text, flush=True)
+
+    def done(self, work: str, count: int, total: int | None = None) -> None:
+        """``work`` has come to ``count`` of ``total``."""
+        if self.status is not None:
+            self.status(work, **({"step": count, "steps": total} if total else {}))
+
+    def training(self, work: str, row: Mapping[str, float], batch: int) -> None:
+        """How a training loop goes."""
+        if self.status is not None:
+            self.status.training(work, row, batch)

@@ -103,7 +103,7 @@ class Slurm:
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Submit what no living job has been submitted for; the jobs that others need first."""
-        from ablations.launch import deaf_to_interrupts
+        from ablations.launch.processes import deaf_to_interrupts
 
         self.logs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.runs / "slurm.lock"):  # two drivers that start at once must not both submit
@@ -216,7 +216,7 @@ class Slurm:
     def _executor(self, job: Job, before: Sequence[str]) -> Any:
         import submitit
 
-        from ablations.launch import thread_environment
+        from ablations.launch.processes import thread_environment
 
         chosen, threads = self.launcher, job.plan.get("threads", self.threads)
         try:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ablations.question.settings import Grid
+from ablations.question.settings import Grid, grids
 from iris.errors import SettingError
-from iris.settings import suggestion
+from iris.settings import build, defaults, merged, suggestion
 
-GRIDS = Path(__file__).parents[1] / "conf" / "grid"
 Point = dict[str, Any]
 
 
-def points_of(grid: Grid, known: Mapping[str, Any], folder: Path = GRIDS) -> list[Point]:
+def points_of(grid: Grid, known: Mapping[str, Any]) -> list[Point]:
     """The points of a grid, in order and each once: {setting: value}.
 
     Args:
         known: every trial setting and its value, flat.
-        folder: of grids that ``grid.include`` names.
 
     Raises:
         SettingError: a setting that is none, a value given twice, parts that do not fit, or no point left.
@@ -39,7 +34,7 @@ def points_of(grid: Grid, known: Mapping[str, Any], folder: Path = GRIDS) -> lis
             raise SettingError(f"grid.points[{number}]={point} is in the grid already")
         found[_name(point)] = point
     for name in grid.include:
-        for point in _included(name, known, folder):
+        for point in _included(name, known):
             found.setdefault(_name(point), point)
     if not found:
         raise SettingError(
@@ -75,17 +70,13 @@ def _holds(condition: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     return all(values[key] in (wanted if isinstance(wanted, list) else [wanted]) for key, wanted in condition.items())
 
 
-def _included(name: Any, known: Mapping[str, Any], folder: Path) -> list[Point]:
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        allowed = sorted(place.stem for place in folder.glob("*.yaml"))
+def _included(name: Any, known: Mapping[str, Any]) -> list[Point]:
+    there = grids()
+    if name not in there:
         raise SettingError(
-            f"grid.include: {name} is no grid{suggestion(str(name), allowed)}; allowed: {', '.join(allowed)}"
+            f"grid.include: {name} is no grid{suggestion(str(name), there)}; allowed: {', '.join(there)}"
         )
-    stored = yaml.safe_load(path.read_text())
-    stored = stored.get("grid", stored)
-    empty = {"zip": [], "points": [], "when": {}, "exclude": [], "include": [], "halving": None}
-    return points_of(Grid(**{**empty, **stored}), known, folder)
+    return points_of(build(Grid, merged(Grid, defaults(Grid), there[name]["grid"])), known)
 
 
 def _name(point: Point) -> str:
@@ -136,8 +127,6 @@ def _check_condition(where: str, condition: Any, known: Mapping[str, Any]) -> No
 
 
 def _check_setting(where: str, key: str, known: Mapping[str, Any]) -> None:
-    if key.startswith("judge."):
-        raise SettingError(f"{where}: {key} cannot vary, figures of two judges are not compared")
     if key not in known:
         raise SettingError(
             f"{where}: {key} is not a trial setting{suggestion(key, known)}; allowed: {', '.join(known)}"

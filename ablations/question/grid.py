@@ -1,40 +1,22 @@
-"""A grid file -> trials: axes, baseline, fair swaps, identity."""
+"""A grid's question -> arms: axes, baseline, fair swaps."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from ablations.question.axes import points_of, values_by_setting
 from ablations.question.decide import EXPECTATIONS, SPEED, fraction
-from ablations.question.settings import TRIAL_GROUPS, Settings, build, flatten
+from ablations.question.settings import TRIAL, Settings, TrialSettings
 from iris.errors import SettingError
-from iris.io.hashing import digest
-from iris.latents import LATENTS, latent_options
-from iris.nn.mixers import OPTION_GROUPS, is_resizable, option_groups, source_digest
+from iris.nn.mixers import is_resizable
+from iris.settings import build, flatten
 
-# Raised when a change of code changes what the same settings give, so that old results are not taken for new ones.
-RESULTS_VERSION = 1
-LATENT_TRAINING = ("steps", "batch", "learning_rate", "kl_weight", "detail_weight", "seed")
-HOW_TRAINED = ("device", "accumulate", "compile", "gradient_checkpointing", "checkpoint_seconds")
 WIDEST = 1 << 16
 TOLERANCE = {"params": 0.01, "flops": 0.01, "latency": 0.05}  # relative difference that `match` accepts
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One fully resolved configuration with one seed."""
-
-    key: str
-    arm: str
-    values: dict[str, Any]
-    seed: int
-    baseline: bool
-    settings: dict[str, Any]
-    matched: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,27 +26,27 @@ class Arm:
     name: str
     values: dict[str, Any]
     baseline: bool
-    settings: dict[str, Any]  # of a trial, without seed
+    settings: TrialSettings  # of seed 0
     matched: str | None = None
 
+    def seeded(self, seed: int) -> TrialSettings:
+        """The settings of one trial."""
+        return replace(self.settings, seed=seed)
 
-def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
+
+def expand(settings: Settings) -> list[Arm]:
     """The arms of ``settings.grid``: its points (``ablations.question.axes``), the baseline first.
-
-    Args:
-        settings: the checked settings.
-        values: the same as plain values, which axes change.
 
     Raises:
         SettingError: an axis, baseline or decision that cannot be used; names the key and what is allowed.
     """
     grid = settings.grid
-    known = flatten({group: values[group] for group in TRIAL_GROUPS})
+    values = {name: asdict_of(getattr(settings, name)) for name in TRIAL}
     _check_seeds(settings.seeds)
     _check_decision(grid.decide)
-    if grid.decide["metric"] in SPEED and not settings.measure.latency_rounds:
-        raise SettingError(f"grid.decide.metric={grid.decide['metric']} needs measure.latency_rounds=2 or more, got 0")
-    arms, combinations = [], points_of(grid, known)
+    if grid.decide["metric"] in SPEED and not settings.measure.latency.rounds:
+        raise SettingError(f"grid.decide.metric={grid.decide['metric']} needs measure.latency.rounds=2 or more, got 0")
+    combinations = points_of(grid, flatten(values))
     for key in grid.baseline:
         if key not in (axes := values_by_setting(combinations)):
             raise SettingError(f"grid.baseline: {key} is not an axis; allowed: {', '.join(axes)}")
@@ -74,14 +56,28 @@ def expand(settings: Settings, values: dict[str, Any]) -> list[Arm]:
     if baseline not in combinations:
         combinations.append(baseline)
     bare = len({key for point in combinations for key in point}) == 1
-    for point in sorted(combinations, key=lambda p: p != baseline):
-        resolved = copy.deepcopy({group: values[group] for group in TRIAL_GROUPS})
-        for key, value in point.items():
-            group, _, name = key.partition(".")
-            resolved[group][name] = value
-        build(Settings, values | resolved)
-        arms.append(Arm(_name(point, bare), point, point == baseline, resolved))
+    arms = [
+        Arm(_name(point, bare), point, point == baseline, _resolved(values, point))
+        for point in sorted(combinations, key=lambda p: p != baseline)
+    ]
     return _named_apart(arms)
+
+
+def asdict_of(value: Any) -> Any:
+    """A group of settings as plain values; a value as it is."""
+    return asdict(value) if is_dataclass(value) else value
+
+
+def _resolved(values: dict[str, Any], point: dict[str, Any]) -> TrialSettings:
+    """Trial settings with a point's values in them."""
+    resolved = copy.deepcopy(values)
+    for key, value in point.items():
+        *groups, name = key.split(".")
+        place = resolved
+        for group in groups:
+            place = place[group]
+        place[name] = value
+    return build(TrialSettings, resolved | {"seed": 0})
 
 
 def _named_apart(arms: list[Arm]) -> list[Arm]:
@@ -136,10 +132,16 @@ def _name(point: dict[str, Any], bare: bool) -> str:
     """An arm's name; ``bare``: the value alone, where one setting varies."""
     if bare:
         return str(next(iter(point.values())))
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    return " ".join(f"{_short(key)}={value}" for key, value in point.items())
 
 
-def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], float]) -> list[Arm]:
+def _short(key: str) -> str:
+    """The last word of a setting that says something: mixer of model.mixer, runtime of runtime.name."""
+    group, _, name = key.rpartition(".")
+    return group if name == "name" else name
+
+
+def match_arms(arms: list[Arm], what: str, cost: Callable[[TrialSettings], float]) -> list[Arm]:
     """Resize every other arm's mixer to the baseline's parameters, FLOPs or time.
 
     The knob is ``model.mixer_width``, in steps of 4 * model.heads so that each mixer can use it, or finer where a mixer
@@ -159,14 +161,14 @@ def match_arms(arms: list[Arm], what: str, cost: Callable[[dict[str, Any]], floa
     return [arms[0], *(_resize(arm, what, target, cost) for arm in arms[1:])]
 
 
-def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]], float]) -> Arm:
-    if not is_resizable(arm.settings["model"]["mixer"]):
+def _resize(arm: Arm, what: str, target: float, cost: Callable[[TrialSettings], float]) -> Arm:
+    if not is_resizable(arm.settings.model.mixer):
         error = cost(arm.settings) / target - 1
         return replace(arm, matched=f"has no size to change: {error:+.2%} {what}")
-    heads = arm.settings["model"]["heads"]
+    heads = arm.settings.model.heads
     width, error = _closest(arm, 4 * heads, target, cost)
     if (
-        abs(error) > TOLERANCE[what] and arm.settings["model"]["mixer"] != "attention"
+        abs(error) > TOLERANCE[what] and arm.settings.model.mixer != "attention"
     ):  # whose heads must be multiples of 4 wide
         width, error = _closest(arm, math.lcm(heads, 4), target, cost)
     if abs(error) > TOLERANCE[what]:
@@ -174,11 +176,11 @@ def _resize(arm: Arm, what: str, target: float, cost: Callable[[dict[str, Any]],
             f"grid.match={what}: {arm.name} comes no closer than {error:+.1%} to the baseline (mixer_width={width}); use a "
             "larger model.dim, fewer model.heads, or grid.match=none"
         )
-    words = f"mixer_width {width} (model.dim {arm.settings['model']['dim']}): {error:+.2%} {what}"
+    words = f"mixer_width {width} (model.dim {arm.settings.model.dim}): {error:+.2%} {what}"
     return replace(arm, settings=_with_width(arm.settings, width), matched=words)
 
 
-def _closest(arm: Arm, step: int, target: float, cost: Callable[[dict[str, Any]], float]) -> tuple[int, float]:
+def _closest(arm: Arm, step: int, target: float, cost: Callable[[TrialSettings], float]) -> tuple[int, float]:
     """The multiple of ``step`` whose cost is closest to ``target``, and its relative error."""
 
     def at(width: int) -> float:
@@ -195,55 +197,5 @@ def _closest(arm: Arm, step: int, target: float, cost: Callable[[dict[str, Any]]
     return width, at(width) / target - 1
 
 
-def _with_width(settings: dict[str, Any], width: int) -> dict[str, Any]:
-    return settings | {"model": settings["model"] | {"mixer_width": width}}
-
-
-def trials_of(arms: list[Arm], seeds: list[int], facts: dict[str, dict[str, str]]) -> list[Trial]:
-    """One trial an arm and seed, with its key.
-
-    Args:
-        facts: arm -> what its results depend on beside the settings: data fingerprint and judge sha256.
-    """
-    return [
-        Trial(
-            key_of(arm.settings, seed, facts[arm.name]),
-            arm.name,
-            arm.values,
-            seed,
-            arm.baseline,
-            arm.settings | {"seed": seed},
-            arm.matched,
-        )
-        for seed in seeds
-        for arm in arms
-    ]
-
-
-def key_of(settings: dict[str, Any], seed: int, facts: dict[str, str]) -> str:
-    """12 hex digits of what determines a trial's result, and nothing of how it is run."""
-    mixer = settings["model"]["mixer"]
-    unread = set(OPTION_GROUPS) - set(option_groups(mixer))
-    used = {group: settings[group] for group in TRIAL_GROUPS if group not in unread}
-    used["data"] = {k: v for k, v in used["data"].items() if k != "path"} | {"fingerprint": facts["data"]}
-    # How a step is computed and how often a checkpoint is written or a clock read changes no result beyond rounding.
-    used["train"] = {k: v for k, v in used["train"].items() if k not in HOW_TRAINED and (k, v) != ("precision", "no")}
-    # Where the judge's weights lie says nothing that their hash does not.
-    used["judge"] = {k: v for k, v in used["judge"].items() if k != "weights" and v is not None}
-    used["measure"] = {k: v for k, v in used["measure"].items() if not k.startswith("latency_")}
-    used["latent"] = {k: v for k, v in used_latent(used["latent"]).items() if k not in ("source", "subfolder")}
-    used["model"] = {k: v for k, v in used["model"].items() if k != "text_source"}
-    parts = {k: v for k, v in facts.items() if k not in ("data", "judge")}
-    code = {"mixer_code": source_digest(mixer)} if ":" in mixer else {}
-    return digest(
-        {"version": RESULTS_VERSION, "seed": seed, "judge_sha256": facts["judge"], **code, "pretrained": parts, **used}
-    )
-
-
-def used_latent(latent: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a latent of this name depends on: its constructor's, and how it is trained if it is."""
-    name = latent["name"]
-    shape = latent_options(name)
-    if LATENTS[name].trained:
-        return {key: value for key, value in latent.items() if key in ("name", *shape, *LATENT_TRAINING)}
-    return {key: latent[key] for key in ("name", *shape)}
+def _with_width(settings: TrialSettings, width: int) -> TrialSettings:
+    return replace(settings, model=replace(settings.model, mixer_width=width))

@@ -1,157 +1,82 @@
-"""Every setting, typed: composed values in, checked dataclasses out, or an error that names the key and what is allowed."""
+"""The settings of ``python -m ablations.run``: those of a trial, the question, and where and how it is run."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from eval.judges import JUDGES
+from ablations.question.track import Track
+from eval import settings as measuring
+from eval.export import Runtime
+from eval.metrics.quality import METRICS
+from eval.settings import JudgeChoice, Measure
 from iris.errors import SettingError
-from iris.nn.depth import Depth
-from iris.nn.mixers import (
-    OPTION_GROUPS,
-    AttentionOptions,
-    FourierOptions,
-    FusionOptions,
-    RecurrenceOptions,
-    SpatialOptions,
-)
-from iris.settings import build, flatten, number, one_of, suggestion
-from iris.training.flow_settings import FlowTraining, Model
+from iris.settings import Tree, load_yaml, setting
+from iris.stages import settings as training
+from iris.stages.settings import Recipe
 
-__all__ = ["MODEL_TEXT", "TRIAL_GROUPS", "Settings", "build", "flatten", "number", "one_of", "suggestion"]
+CLUSTER_THREADS = 4  # of a trial on Slurm, whose nodes are not this machine
+GRIDS = Path(__file__).parents[1] / "conf" / "grid"
+ALSO = "settings"  # of a grid file: what its question needs beside its axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings(Recipe):
+    """All that a trial's result depends on, and how it is computed."""
+
+    judge: JudgeChoice
+    measure: Measure
+    runtime: Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The question (conf/grid): what is varied (``ablations.question.axes``), against what, and what difference matters."""
+    """Settings grid.*: what is varied (``ablations.question.axes``), against what, and what difference matters."""
 
-    name: str
-    question: str
-    claim: str
-    baseline: dict
-    axes: dict
-    zip: list
-    when: dict
-    exclude: list
-    points: list
-    include: list
-    match: str = one_of("params", "flops", "latency", "none")
-    decide: dict
-    halving: dict | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Captioned images (conf/data). Counts of null mean all there are."""
-
-    name: str = one_of("shapes", "shapes2", "parquet", "folder")
-    path: str | None
-    size: int = number(8)
-    image_column: str
-    text_column: str
-    labels: list | None
-    train: int | None = number(1)
-    validation: int | float | None = number(0, above=True)  # a share, or a count
-    heldout: int | None = number(0)
-    seed: int
-    max_bad: float = number(0, 0.99)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latent:
-    """The latent space (conf/latent); a latent ignores what it has no use for."""
-
-    name: str = one_of("pixel", "haar", "wavelet_vae", "conv_vae", "pretrained")
-    patch: int = number(1)
-    levels: int = number(1, 6)
-    stages: int = number(0, 6)
-    channels: int = number(1)
-    width: int = number(8)
-    blocks: int = number(1)
-    front: str = one_of("conv", "unshuffle")
-    decoder: str = one_of("standard", "phone")
-    source: str | None
-    subfolder: str | None
-    steps: int = number(1)
-    batch: int = number(1)
-    learning_rate: float = number(0, above=True)
-    kl_weight: float = number(0)
-    detail_weight: float = number(0)
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(FlowTraining):
-    """How the flow is trained (conf/train)."""
-
-    precision: str = one_of("no", "bf16", "fp16")
-    device: str = one_of("cpu", "auto", "cuda", "mps")
-    accumulate: int = number(1)
-    compile: bool
-    gradient_checkpointing: bool
-    checkpoint_seconds: float = number(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """How images are made (conf/sample). guidance 1 means none."""
-
-    sampler: str = one_of("euler", "heun", "midpoint", "stochastic")
-    steps: int = number(1)
-    guidance: float = number(0)
-    guidance_start: float = number(0, 1)
-    guidance_end: float = number(0, 1)
-    guidance_rescale: float = number(0, 1)
-    shift: float = number(0, above=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """The network that FID features and CLIP scores come from (conf/judge)."""
-
-    name: str = one_of(*JUDGES)
-    weights: str | None
-    model: str | None
-    prefix: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """How much is measured (conf/measure). latency_rounds 0: speed and memory are not."""
-
-    samples: int = number(4)
-    heldout_samples: int = number(0)
-    iterations: list
-    latency_rounds: int = number(0)
-    latency_warmup: int = number(0)
-
-    def __post_init__(self) -> None:
-        if self.latency_rounds == 1:
-            raise SettingError("measure.latency_rounds=1 has no spread; allowed: 2 or more, or 0 to measure no speed")
+    name: str = setting("", "of the report's folder")
+    question: str = setting("", "that the grid answers")
+    claim: str = setting("", "what is thought to be true")
+    baseline: dict = setting({}, "the arm that others are compared with: {model.mixer: grfm}")
+    axes: dict = setting({}, "setting: values, multiplied")
+    zip: list = setting([], "axes that move together: [{model.dim: [64, 96], model.heads: [4, 6]}]")
+    when: dict = setting(
+        {}, "an axis only where others have these values: {fourier.form: {model.mixer: [grfm, fourier]}}"
+    )
+    exclude: list = setting([], "points to leave out: [{model.mixer: conv3, model.iterations: [8, 16]}]")
+    points: list = setting([], "further points: [{model.mixer: conv7, model.dim: 96}]")
+    include: list = setting([], "other grids whose points join: [depth]")
+    match: str = setting(
+        "none", "resize the mixer until an arm has the baseline's", choices=("params", "flops", "latency", "none")
+    )
+    decide: dict = setting({}, "metric, better (lower, higher), practical (a margin such as 5%), expect {arm: word}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Where trials run (conf/launcher); through submitit in every case. What is Slurm's is read by Slurm alone."""
+    """Settings launcher.*: where trials run, through submitit in every case. What is Slurm's is read by Slurm alone."""
 
-    name: str = one_of("local", "inline", "slurm")
-    workers: int = number(1)
-    timeout_min: int = number(1)
-    gpus_per_trial: int = number(0)
-    setup: list
-    interrupt: str = one_of("ask", "detach", "cancel")
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    nodes: int = number(1)
-    memory_gb: float | None = number(0, above=True)
-    requeues: int = number(0)
-    signal_s: int = number(1)
-    array_size: int = number(1)
-    python: str | None
-    speed_constraint: str | None
-    sbatch: dict
+    name: str = setting("local", "inline: in this process", choices=("local", "inline", "slurm"))
+    workers: int = setting(2, "trials at a time; of a job array on Slurm", low=1)
+    timeout_min: int = setting(720, "of a trial; on Slurm before it is queued again", low=1)
+    gpus_per_trial: int = setting(0, "on each of its nodes: a process each", low=0)
+    setup: list = setting([], "shell lines before a worker or trial starts")
+    interrupt: str = setting("ask", "Ctrl-C; detach: trials run on", choices=("ask", "detach", "cancel"))
+    partition: str | None = setting(None, "of Slurm")
+    account: str | None = setting(None, "of Slurm")
+    qos: str | None = setting(None, "of Slurm")
+    constraint: str | None = setting(None, "features that a node must have")
+    nodes: int = setting(1, "of a trial: its processes share each batch", low=1)
+    memory_gb: float | None = setting(None, "of a node", low=0, above=True)
+    requeues: int = setting(3, "times that a trial over its time is queued again, to go on", low=0)
+    signal_s: int = setting(90, "seconds before the end of its time at which a trial is told to stop", low=1)
+    array_size: int = setting(1000, "trials of one job array", low=1)
+    python: str | None = setting(None, "how Python is started on a node: apptainer exec image.sif python")
+    speed_constraint: str | None = setting(None, "features of the node that speed is measured on; null: as constraint")
+    sbatch: dict = setting({}, "further options of sbatch by name")
 
     def __post_init__(self) -> None:
         if self.name != "slurm" and self.gpus_per_trial > 1:
@@ -160,45 +85,79 @@ class Launcher:
                 "on one GPU; allowed: 0, 1 (or launcher=slurm)"
             )
 
+    @property
+    def processes(self) -> int:
+        """Processes that share each batch of a trial: one for each GPU of each node."""
+        return self.nodes * max(1, self.gpus_per_trial) if self.name == "slurm" else 1
+
+    def threads_of(self, threads: int | None) -> int:
+        """Processor threads of a trial: ``threads``, or the machine's cores divided among the workers."""
+        if threads is not None:
+            return threads
+        return CLUSTER_THREADS if self.name == "slurm" else max(1, (os.cpu_count() or 1) // self.workers)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Track:
-    """What MLflow is told, and where it is."""
-
-    uri: str | None
-    models_mb: float = number(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(TrialSettings):
     """The whole configuration."""
 
     grid: Grid
-    data: Data
-    latent: Latent
-    model: Model
-    depth: Depth
-    fourier: FourierOptions
-    recurrence: RecurrenceOptions
-    spatial: SpatialOptions
-    fusion: FusionOptions
-    attention: AttentionOptions
-    train: Train
-    sample: Sample
-    judge: Judge
-    measure: Measure
     launcher: Launcher
     track: Track
-    seeds: list
-    threads: int | None = number(1)
-    runs_dir: str
-    reports_dir: str
-    dry_run: bool
-    action: str = one_of("run", "status", "cancel", "retry", "report")
+    seeds: list = setting([0], "a verdict needs at least 2 (3 or more to see gaps of 4 %)")
+    threads: int | None = setting(
+        None, "processor threads a trial; null: all cores / launcher.workers; on Slurm 4", low=1
+    )
+    runs_dir: str = setting("runs", "stages, trials, logs")
+    reports_dir: str = setting("reports", "a folder a grid")
+    dry_run: bool = setting(False, "print the plan and its cost, train nothing")
+    action: str = setting(
+        "run",
+        "retry: only what failed; report: from what is there",
+        choices=("run", "status", "cancel", "retry", "report"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.seed != 0:
+            raise SettingError(f"seed={self.seed}: the trials' seeds are seeds=[{self.seed}]")
 
 
-# The settings of `model` that describe its text encoder.
-MODEL_TEXT = ("text", "text_source", "text_width", "text_length", "text_layers")
+# The settings of a trial that an axis may have, by name; its seed is none of them.
+TRIAL = tuple(name for name in TrialSettings.__dataclass_fields__ if name != "seed")
+LAUNCHERS: dict[str, dict[str, Any]] = {
+    "local": {},
+    "inline": {"name": "inline", "workers": 1},
+    "slurm": {"name": "slurm", "workers": 16, "gpus_per_trial": 1},
+}
+# What this command sets otherwise than the groups themselves: a trial is looked at when it is finished.
+CHANGES: dict[str, Any] = {
+    "measure": {"heldout": 256, "quality": {"metrics": [name for name in METRICS if name != "fid_infinity"]}}
+}
 
-# What a trial's result depends on; the rest says where and how it runs.
-TRIAL_GROUPS = ("data", "latent", "model", "depth", *OPTION_GROUPS, "train", "sample", "judge", "measure")
+
+@cache
+def grids() -> Mapping[str, Mapping[str, Any]]:
+    """Name -> what ``grid=name`` sets: the question, and what it needs beside its axes."""
+    return {path.stem: _grid(load_yaml(path.read_text(encoding="utf-8"))) for path in sorted(GRIDS.glob("*.yaml"))}
+
+
+def _grid(stored: dict[str, Any]) -> dict[str, Any]:
+    return {"grid": {key: value for key, value in stored.items() if key != ALSO}, **stored.get(ALSO, {})}
+
+
+@cache
+def scales() -> Mapping[str, Mapping[str, Any]]:
+    """Name -> what ``scale=name`` sets of training, measuring and launching."""
+    own = {"gpu": {"launcher": {"gpus_per_trial": 1}}}
+    parts = (training.SCALES, measuring.SCALES, own)
+    return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in training.SCALES}
+
+
+TREE = Tree(
+    Settings,
+    training.RECIPE_GROUPS | measuring.GROUPS | {"launcher": LAUNCHERS},
+    {"grid": grids, "scale": scales},
+    {"grid": "mixers", "scale": "default"},
+    training.RECIPE_CHANGES | CHANGES,
+    "grid=mixers or train.steps=2000",
+)

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from ablations.report.failures import Failure, failures_of, tidy_paths
 from ablations.report.figures import draw_charts
 from ablations.report.measures import duration, number, value_of
 from ablations.report.palette import ArmStyle, arm_styles, css_variables, drawn_arms, left_out
+from ablations.report.places import VERDICT, Neighbour, neighbours
 from ablations.report.samples import REAL, SampleGrid, sample_grids
 from ablations.report.tables import Table, composition_table, key_table, target_table, trial_table, write_csv
+from iris.io.files import write_json
 
 METHODS = {
     "pooled": "seed noise pooled over all arms; pairing by seed would not have paid",
@@ -56,6 +59,7 @@ class Page:
     notes: list[str]
     command: str
     next_command: str  # "" when seeds are enough
+    neighbours: list[Neighbour]  # other reports of this grid
 
 
 def write_report(outcome: GridOutcome, folder: Path) -> Path:
@@ -85,9 +89,11 @@ def _write(page: dict[str, Any], outcome: GridOutcome, folder: Path) -> Path:
     figures = folder / "figures"
     for old in figures.glob("*.png"):  # figures of arms or seeds that are gone must not stay beside the new ones
         old.unlink()
+    page["neighbours"] = neighbours(folder, outcome.name)
     page["charts"] = draw_charts(outcome, page["analysis"], page["styles"], folder)
     page["samples"] = sample_grids(outcome, drawn_arms(outcome, page["analysis"]), folder)
     write_csv(outcome, folder / "results.csv")
+    write_json(folder / VERDICT, verdict_facts(outcome, page["verdict"]))
     light, dark = css_variables()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report"),
@@ -103,6 +109,26 @@ def _write(page: dict[str, Any], outcome: GridOutcome, folder: Path) -> Path:
         text = environment.get_template(template).render(values)
         (folder / name).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
     return folder / "index.html"
+
+
+def verdict_facts(outcome: GridOutcome, verdict: ClaimVerdict) -> dict[str, Any]:
+    """What a register of claims reads of a report, as plain values."""
+    return {
+        "grid": outcome.name,
+        "question": outcome.question,
+        "claim": outcome.claim,
+        "metric": outcome.decide["metric"],
+        "verdict": verdict.word,
+        "sentence": verdict.sentence,
+        "answers": verdict.answers,
+        "seeds": sorted({record.seed for record in outcome.records}),
+        "judge": {name: outcome.judge.get(name) for name in ("name", "sha256")},
+        "data": {name: outcome.data.get(name) for name in ("name", "fingerprint")},
+        "hardware": outcome.hardware,
+        "commit": outcome.commit,
+        "command": tidy_paths(outcome.command),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _page_without_figures(outcome: GridOutcome) -> dict[str, Any]:

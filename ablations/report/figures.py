@@ -17,10 +17,10 @@ from ablations.answer import stats
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.answer.verdict import arms_of, metric_label
+from ablations.report.along import draw_along
 from ablations.report.charts import STYLE, Chart, finish, log_axis, new_figure, use_log
 from ablations.report.measures import number, value_of
 from ablations.report.palette import DRAWN, HUES, INK, LABELLED, MUTED, ArmStyle, drawn_arms, left_out
-from ablations.report.passes import draw_passes
 
 COSTS = (("latency_ms", "latency of one image", "ms", "fastest"), ("params_m", "parameters", "M", "smallest"))
 POINTS = 400  # a curve keeps at most this many points
@@ -33,7 +33,7 @@ def draw_charts(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmS
     drawn = {arm: arms[arm] for arm in drawn_arms(outcome, analysis)}
     with matplotlib.rc_context(STYLE):
         charts = [_tradeoff(outcome, analysis, styles, folder, *cost) for cost in COSTS]
-        single = [draw_passes(drawn, styles, folder), _losses(drawn, styles, folder), _gates(drawn, styles, folder)]
+        single = [draw_along(outcome, analysis, folder), _losses(drawn, styles, folder), _gates(drawn, styles, folder)]
     charts += [chart and replace(chart, caption=chart.caption + said, alt=chart.alt + said) for chart in single]
     return [chart for chart in charts if chart]
 
@@ -172,10 +172,10 @@ def _tradeoff_caption(analysis: Analysis, places: dict[str, tuple[float, float]]
     return text + (" Numbers are rows of the key table." if len(places) > LABELLED else "")
 
 
-def read_curve(folder: Path, name: str = "loss") -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one curve of a trial's metrics.jsonl; lines without a finite value are left out."""
+def read_curve(trial: TrialRecord, name: str = "loss") -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one curve of a trial's own training; lines without a finite value are left out."""
     steps, values = [], []
-    path = folder / "metrics.jsonl"
+    path = trial.curve
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
@@ -216,7 +216,7 @@ def _losses(arms: dict[str, list[TrialRecord]], styles: dict[str, ArmStyle], fol
     for arm, trials in arms.items():
         style = styles[arm]
         for trial in trials:
-            steps, values = read_curve(trial.folder)
+            steps, values = read_curve(trial)
             if len(steps) < 2:
                 continue
             line, stride = smooth(values, len(values) / 40), max(1, len(values) // POINTS)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ablations.answer.verdict import better_direction
+from eval.metrics.skills import ALL, SKILLS
 
 DASH = "–"
 MINUS = "−"
-ATTRIBUTES = ("colour", "shape", "size", "position", "background", "caption")
+SHOWN_SKILLS = (*SKILLS, ALL)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ QUALITY = (
     Measure("fid", "FID"),
     Measure("kid", "KID", "×1000"),
     Measure("clip_score", "CLIP", "score"),
-    *(Measure(f"accuracy_{name}", name, "acc.") for name in ("colour", "shape", "caption")),
+    *(Measure(f"accuracy_{name}", name, "acc.") for name in ("colour", "shape", ALL)),
 )
 COST = (
     Measure("latency_ms", "latency", "ms"),
@@ -47,15 +48,18 @@ COST = (
 COLUMNS = (
     "fid",
     "fid_se",
-    "fid_untrained",
     "fid_reference",
     "kid",
     "kid_se",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
     "clip_score",
     "clip_score_se",
     "samples",
-    *(f"accuracy_{name}" for name in ATTRIBUTES),
-    *(f"heldout_accuracy_{name}" for name in ATTRIBUTES),
+    *(f"accuracy_{name}" for name in SHOWN_SKILLS),
+    *(f"heldout_accuracy_{name}" for name in SHOWN_SKILLS),
     "params_m",
     "gflops",
     "latency_ms",

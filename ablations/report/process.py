@@ -48,7 +48,7 @@ def main() -> None:
 
 def _answer(outcome: GridOutcome, folder: Path) -> tuple[Path, str] | Exception:
     from ablations.answer.verdict import judge_outcome
-    from ablations.report import write_report
+    from ablations.report.build import write_report
 
     try:
         return write_report(outcome, folder), judge_outcome(outcome).word

@@ -15,11 +15,11 @@ from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.answer.verdict import analyse_outcome, arms_of, baseline_of, metric_label
 from ablations.report.measures import (
-    ATTRIBUTES,
     COLUMNS,
     COST,
     DASH,
     QUALITY,
+    SHOWN_SKILLS,
     Measure,
     error_number,
     number,
@@ -27,6 +27,7 @@ from ablations.report.measures import (
     value_of,
 )
 from ablations.report.palette import LABELLED, ArmStyle
+from eval.metrics.skills import ALL
 
 if TYPE_CHECKING:
     from eval.targets import TargetResult
@@ -171,12 +172,9 @@ def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
             f"With each verdict: the observed difference in {metric_label(analysis.metric)} and its "
             f"{'sampling-only ' if analysis.noise.sd is None else ''}95% interval."
         )
-    floor, start = (_mean(outcome.records, n) for n in ("fid_reference", "fid_untrained"))
-    if floor is not None and start is not None:
-        foot.append(
-            f"FID runs from {number(floor)} (real pictures against real ones, same number) to {number(start)} "
-            "(untrained)."
-        )
+    floor = _mean(outcome.records, "fid_reference")
+    if floor is not None:
+        foot.append(f"Real pictures against as many other real ones have an FID of {number(floor)}.")
     if any(value_of(r.metrics, "latency_q1_ms") is not None for r in outcome.records):
         foot.append("Latency: median for one image; “within noise” where the middle half overlaps the baseline's.")
     return foot
@@ -188,7 +186,7 @@ def trial_table(outcome: GridOutcome, styles: dict[str, ArmStyle]) -> Table:
         ("fid", "FID"),
         ("kid", "KID"),
         ("clip_score", "CLIP score"),
-        ("accuracy_caption", "caption"),
+        (f"accuracy_{ALL}", "all skills"),
         ("validation_loss", "val. loss"),
         ("latency_ms", "latency ms"),
         ("train_seconds", "train s"),
@@ -211,7 +209,7 @@ def composition_table(outcome: GridOutcome, styles: dict[str, ArmStyle]) -> Tabl
     """Accuracy on combinations seen in training and on held-out ones; None when nothing was measured."""
     names = [
         a
-        for a in ATTRIBUTES
+        for a in SHOWN_SKILLS
         if any(value_of(r.metrics, f"{p}accuracy_{a}") is not None for r in outcome.records for p in ("", "heldout_"))
     ]
     if not names:

@@ -127,7 +127,7 @@ def ended_content(journal: Journal, record: TrialRecord, parent_id: str, models_
 
 def saved_model(journal: Journal, record: TrialRecord, models_mb: float) -> SavedModel | None:
     """The trial's pipeline, if it has one that is not too large."""
-    if record.model is None or record.state != "done" or not (journal.runs / record.model).is_dir():
+    if record.state != "done" or not (journal.runs / record.model).is_dir():
         return None
     tags = {"key": record.key, "arm": record.arm, "seed": str(record.seed), "git_commit": journal.header().commit}
     model = SavedModel(journal.runs / record.model, record.settings.get("sample", {}), tags)

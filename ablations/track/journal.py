@@ -121,12 +121,12 @@ class Journal:
             try:
                 event = json.loads(line)
                 kind = event["kind"]
+                if kind == "grid":
+                    self.trials = [PlannedTrial(**one | {"curves": tuple(one["curves"])}) for one in event["trials"]]
             except (ValueError, KeyError, TypeError):
                 continue
             self._lines.pop(kind, None)
             self._lines[kind] = event
-            if kind == "grid":
-                self.trials = [PlannedTrial(**trial) for trial in event["trials"]]
         return self
 
     @property

@@ -24,7 +24,8 @@ class SavedModel:
 
     Attributes:
         folder: that ``IrisPipeline.save`` wrote.
-        sample: how images are made unless a call says otherwise, the fields of ``SamplingSettings``.
+        sample: how images are made unless a call says otherwise, fields of ``SamplingSettings``; what is left
+            out is as the pipeline says.
         tags: of the model.
     """
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-import math
 import uuid
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from iris.io.pictures import picture_grid
 
 THUMBNAIL = 256  # pixels of the copy that MLflow's charts show
-COLUMNS, ROWS, SIDE, GAP = 8, 8, 64, 4  # of a sheet; pixels
+COLUMNS, ROWS = 8, 8  # of a sheet
 
 
 def draw_samples(file: Path, folder: Path, run_id: str, step: int, time_ms: int) -> None:
@@ -36,7 +36,7 @@ def draw_samples(file: Path, folder: Path, run_id: str, step: int, time_ms: int)
     charted.parent.mkdir()
     for place in (folder / "samples.png", charted):
         place.write_bytes(_png(arrays["images"].tobytes(), arrays["images"].shape))
-    sheet = contact_sheet(arrays["images"])
+    sheet = picture_grid(arrays["images"], COLUMNS)
     sheet.thumbnail((THUMBNAIL, THUMBNAIL))
     sheet.save(charted.with_name(f"{charted.stem}+compressed.webp"), method=0)
 
@@ -45,17 +45,5 @@ def draw_samples(file: Path, folder: Path, run_id: str, step: int, time_ms: int)
 def _png(pixels: bytes, shape: tuple[int, ...]) -> bytes:
     """A sheet of images; the trials of a grid share their real ones."""
     file = io.BytesIO()
-    contact_sheet(np.frombuffer(pixels, np.uint8).reshape(shape)).save(file, "PNG", compress_level=1)
+    picture_grid(np.frombuffer(pixels, np.uint8).reshape(shape), COLUMNS).save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def contact_sheet(images: np.ndarray) -> Image.Image:
-    """Uint8 images [n, H, W, 3] as one picture, small ones enlarged by whole pixels to about ``SIDE``."""
-    count, height, width = images.shape[:3]
-    scale, columns = max(1, SIDE // max(height, width)), min(COLUMNS, count)
-    down, right = height * scale + GAP, width * scale + GAP
-    sheet = np.full((GAP + down * math.ceil(count / columns), GAP + right * columns, 3), 255, np.uint8)
-    for index, image in enumerate(images.repeat(scale, 1).repeat(scale, 2)):
-        top, left = GAP + down * (index // columns), GAP + right * (index % columns)
-        sheet[top : top + height * scale, left : left + width * scale] = image
-    return Image.fromarray(sheet)

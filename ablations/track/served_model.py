@@ -29,12 +29,11 @@ class TextToImage(PythonModel):
 
     def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> np.ndarray:
         """Images uint8 [N, H, W, 3] of N captions: a list, an array, or a table with one column of them."""
-        from iris.diffusion.sampling import SamplingSettings
-
         captions = [str(text) for text in np.asarray(model_input).reshape(-1)]
         given = dict(params or {})
         seed = int(given.pop("seed", 0))
-        return self.pipeline.generate(captions, SamplingSettings(**self.sample | given), seed).numpy()
+        settings = self.pipeline.sampling_settings(**self.sample | given)
+        return self.pipeline.generate(captions, settings, seed).numpy()
 
 
 mlflow.models.set_model(TextToImage())

@@ -3,7 +3,7 @@
 Trials write JSON Lines, one driver writes the grid's journal, one process talks to MLflow: eight workers that meet on a
 fresh sqlite store lose runs and can leave it unusable. Neither MLflow's import (3 to 8 s, 300 MB) nor a slow server is
 in the driver's way; a server that is down, or a driver that is killed, only delays what is told: the same command, or
-``python -m ablations.track.sync``, sends the rest.
+``python -m ablations sync``, sends the rest.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Tracker:
 
         Args:
             header: the outcome as known before any trial ran; its records are not read.
-            trials: all of the grid, as ``ablations.question.grid.Trial``.
+            trials: all of the grid, as ``ablations.question.plan.Trial``.
         """
         planned = [PlannedTrial.of(trial) for trial in trials]
         params = {f"axis.{name}": ", ".join(map(str, values)) for name, values in header.axes.items()}

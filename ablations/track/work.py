@@ -38,7 +38,7 @@ class Work(ABC):
     """
 
     experiment: str
-    rest = "the same command, or python -m ablations.track.sync, sends the rest without training once MLflow answers."
+    rest = "the same command, or python -m ablations sync, sends the rest without training once MLflow answers."
 
     def __init__(self, place: Path, lock: Path, worked_on: Path) -> None:
         self.place, self.name, self.points, self.told = place, place.stem, 0, False

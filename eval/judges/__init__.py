@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,3 +186,16 @@ def _options(name: str, **chosen: str | None) -> Mapping[str, str]:
             allowed = ", ".join(f"judge.{option}" for option in known) or "none"
             raise SettingError(f"judge {name} takes no judge.{key}; its settings: {allowed}")
     return options
+
+
+def judge_facts(judge: Judge, image_size: int | Sequence[int]) -> dict[str, Any]:
+    """What must agree between features that are compared: the judge, its weights, its resizing and the images' size.
+
+    Args:
+        judge: that made, or will make, the features.
+        image_size: side of the images in pixels, or (height, width).
+    """
+    size = image_size if isinstance(image_size, int) else [int(side) for side in image_size]
+    if isinstance(size, list) and len(set(size)) == 1:
+        size = size[0]
+    return {"judge": judge.name, "judge_sha256": judge.sha256, "resize": judge.resize, "image_size": size}

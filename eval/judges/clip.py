@@ -17,9 +17,8 @@ from torch import Tensor
 from eval.judges import Description, Judge
 from eval.judges.clip_tags import VIT_B_32
 from eval.judges.clip_weights import Source, find_source
-from eval.judges.images import check_batch, in_batches
+from eval.judges.images import check_batch, in_batches, to_pixels
 from eval.judges.weights import MissingWeights, is_torchscript
-from eval.metrics.images import to_pixels
 
 IMAGE_BATCH, TEXT_BATCH = 64, 256
 

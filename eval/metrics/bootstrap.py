@@ -1,4 +1,4 @@
-"""Intervals: bootstrap for means and paired differences over prompts, jackknife for FID and KID.
+"""Intervals: bootstrap for means and paired differences over prompts, Wilson's for shares, jackknife for FID and KID.
 
 FID is never bootstrapped. Drawing samples again with repetition lowers the rank of their covariance, which FID reads
 as a distance: at N = 1000 of 256 features a 95 % bootstrap interval around the FID 6.0 is [7.6, 8.1], beside the value.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from scipy.special import stdtrit
@@ -49,7 +50,7 @@ def bootstrap_interval(
     """Mean of values with its bootstrap interval, such as CLIP scores or rewards of images.
 
     Bias-corrected and accelerated (Efron 1987) by ``scipy.stats.bootstrap``; from 2000 values on by percentiles, where
-    the two agree. For shares use ``eval.metrics.attributes.wilson_interval``, which also holds near 0 and 1.
+    the two agree. For shares use ``wilson_interval``, which also holds near 0 and 1.
 
     Args:
         values: [N], one an image.
@@ -125,6 +126,23 @@ def jackknife_interval(
     _check_confidence(confidence)
     half = float(stdtrit(blocks - 1, 0.5 + confidence / 2)) * standard_error
     return max(low, value - half), min(high, value + half)
+
+
+def wilson_interval(accuracy: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for a share measured on ``count`` independent images (Wilson 1927); stays inside [0, 1] at the ends.
+
+    Raises:
+        ValueError: accuracy outside [0, 1], count below 1, confidence outside (0, 1).
+    """
+    if not 0 <= accuracy <= 1 or count < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"accuracy must be in [0, 1], count >= 1, confidence in (0, 1), got {accuracy}, {count}, {confidence}"
+        )
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    spread = 1 + z * z / count
+    centre = (accuracy + z * z / (2 * count)) / spread
+    half = z * math.sqrt(accuracy * (1 - accuracy) / count + (z / (2 * count)) ** 2) / spread
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _check_statistic(statistic: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 
-def clip_score(cosines: Tensor) -> tuple[float, float]:
-    """100 x max(cos, 0) of each image with its own caption, averaged (Hessel et al. 2021 with the weight 100).
+def clip_scores(cosines: Tensor) -> Tensor:
+    """100 x max(cos, 0) of each image with its own caption; their mean is the CLIP score (Hessel et al. 2021, weight 100).
 
     The clamp is applied to each sample, as in the paper; torchmetrics clamps the mean.
 
@@ -17,7 +15,7 @@ def clip_score(cosines: Tensor) -> tuple[float, float]:
         cosines: [N] cosine similarities of image and text embeddings.
 
     Returns:
-        (mean, standard error of the mean).
+        float64 [N].
 
     Raises:
         ValueError: not [N] with N >= 2, a value that is not finite, or one outside [-1, 1].
@@ -29,8 +27,6 @@ def clip_score(cosines: Tensor) -> tuple[float, float]:
         raise ValueError("cosines: some are not finite")
     if float(cosines.abs().max()) > 1 + 1e-3:  # half-precision embeddings overshoot 1 by less than this
         raise ValueError(
-            f"cosines must lie in [-1, 1], the largest is {float(cosines.abs().max()):.4g}: "
-            "are the embeddings normalised?"
+            f"cosines must lie in [-1, 1], the largest is {float(cosines.abs().max()):.4g}: are the embeddings normalised?"
         )
-    scores = 100 * cosines.clamp_min(0)
-    return float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
+    return 100 * cosines.clamp_min(0)

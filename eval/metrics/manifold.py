@@ -28,7 +28,7 @@ class ManifoldMetrics:
 
     Precision and density are means over independent generated images, so theirs are a binomial's and a mean's error;
     recall and coverage take a delete-a-block jackknife. An error of 0 at a share of 0 or 1 is no certainty: use
-    ``eval.metrics.attributes.wilson_interval`` there.
+    ``eval.metrics.bootstrap.wilson_interval`` there.
     """
 
     precision: float  # share of generated images inside a real image's ball

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from eval.metrics.images import check_images, to_pixels
+from eval.judges.images import check_images, to_pixels
 
 # Of 255, in the channel that differs most; the worlds' colours differ from their backgrounds by at least 68.
 CONTRAST = 50

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval.metrics.attributes import wilson_interval
-from eval.metrics.bootstrap import jackknife_interval
+from eval.metrics.bootstrap import jackknife_interval, wilson_interval
 from eval.metrics.features import Features
 from eval.metrics.fid import RankDeficientWarning, check_comparable, frechet_replicates, jackknife_error
 from eval.metrics.fid_infinity import ENOUGH, ExtrapolationWarning, fid_infinity

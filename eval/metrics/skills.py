@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.metrics.attributes import attribute_accuracy, wilson_interval
+from eval.metrics.bootstrap import wilson_interval
 from iris.data.world import World
 from iris.errors import SettingError
 
@@ -86,7 +86,7 @@ def summarise_skills(
 
     Raises:
         SettingError: attributes that are not the world's, or classes out of range.
-        ValueError: as ``attribute_accuracy``: lengths that differ, no images, classes that are no integers.
+        ValueError: other attributes read than named, lengths that differ, no images, classes that are no integers.
     """
     named = {name: torch.as_tensor(classes) for name, classes in wanted.items()}
     if set(named) != set(world.attributes):
@@ -98,7 +98,7 @@ def summarise_skills(
         objects = torch.full_like(next(iter(named.values())), len(world.pairs))
         named[COUNT] = objects
     read = {name: torch.as_tensor(classes).cpu() for name, classes in predicted.items()}
-    attribute_accuracy(read, named)  # checks names, shapes and types
+    _check_classes(read, named)
     right = right_by_skill({name: read[name] == named[name] for name in named})
     heldout = torch.from_numpy(_is_heldout(world, named))
     parts = []
@@ -126,6 +126,18 @@ def right_by_skill(right: dict[str, Tensor]) -> dict[str, Tensor]:
         grouped.setdefault(skill, []).append(hits)
     skills = {skill: torch.stack(parts).all(0) for skill, parts in grouped.items()}
     return {**skills, ALL: torch.stack(list(skills.values())).all(0)}
+
+
+def _check_classes(predicted: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless both sides name the same attributes, each with one integer an image."""
+    if set(predicted) != set(wanted):
+        raise ValueError(f"attributes predicted are {sorted(predicted)}, wanted {sorted(wanted)}")
+    both = [*predicted.values(), *wanted.values()]
+    shapes = {tuple(classes.shape) for classes in both}
+    if len(shapes) != 1 or any(len(shape) != 1 or shape[0] == 0 for shape in shapes):
+        raise ValueError(f"every attribute must be [N] with the same N >= 1, got {sorted(shapes)}")
+    if any(classes.is_floating_point() for classes in both):
+        raise ValueError("classes must be integers, got floating-point values (scores instead of their argmax?)")
 
 
 def _is_heldout(world: World, wanted: Mapping[str, Tensor]) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iris.errors import require_choice
-from iris.presets import IrisModel
+from iris.model import IrisModel
 
 MIB = 2**20
 TEXT_ENCODERS = ("ViT-L/14",)

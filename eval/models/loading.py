@@ -18,22 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.models.parts import Part, conditions, decoder_part, generator_parts, part_of, size_of, text_part
-from eval.models.sources import DTYPES, Drawn, Saved, Source
-from iris.diffusion.flow import integrate, time_grid
-from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, addressed_noise, working_dtype
+from eval.export import PARTS
+from eval.models.parts import Part, decoder_part, generator_parts, part_of, size_of, text_part
+from eval.models.sources import Drawn, Saved, Source
+from iris.diffusion.sampling import SamplingSettings, addressed_noise, sample
 from iris.errors import SettingError, require_choice
 from iris.io.pixels import to_pixels
-from iris.nn.condition import TextCondition
-from iris.nn.generator import Generator
+from iris.io.tensors import DTYPES
 from iris.nn.mixers import build_mixer
 from iris.randomness import addressed, initialise
-from iris.text import TextEncoder
+from iris.text import TextEncoder, encode_prompts
 
 CAPTION = "a large red circle in the centre on a white background"
-PARTS = ("text", "generator", "decoder")  # those that can be loaded alone
 RESIDENT = ("all", "one part")
 SAMPLING = tuple(field.name for field in fields(SamplingSettings))
+UNGUIDED = SamplingSettings(4)  # of a model that says nothing
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,10 @@ class Given:
 
     def encoding(
         self, encoder: TextEncoder, settings: SamplingSettings
-    ) -> tuple[list[str], bool, torch.dtype, torch.device]:
-        """What ``eval.models.parts.conditions`` takes beside the encoder."""
-        return self.captions(encoder), settings.guide.scale != 1, DTYPES[self.dtype], torch.device(self.device)
+    ) -> tuple[list[str], list[str] | None, torch.dtype, torch.device]:
+        """What ``iris.text.encode_prompts`` takes beside the encoder."""
+        against = [""] * self.batch if settings.guided else None
+        return self.captions(encoder), against, DTYPES[self.dtype], torch.device(self.device)
 
     def source(self) -> Source:
         """Where the parts come from."""
@@ -108,7 +108,8 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
     """A function that makes ``batch`` images with a model: what speed, memory and operations are measured on.
 
     Args:
-        given: fields of ``Given`` and of ``SamplingSettings`` (a preset takes 4 steps unless told otherwise).
+        given: fields of ``Given`` and of ``SamplingSettings``; what is left out is as the model says, else 4 Euler steps
+            without guidance.
 
     Returns:
         the function, with the attributes that the module names. ``parts``: "text" (tokenised and encoded), "generator"
@@ -120,11 +121,12 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
         SettingError: an unknown name, a value that cannot be used, or a folder that holds no pipeline.
     """
     wanted = Given.of(given)
-    chosen = {name: value for name, value in given.items() if name in SAMPLING}
-    settings = SamplingSettings(**{"steps": 4} | chosen)
+    source, chosen = wanted.source(), {name: value for name, value in given.items() if name in SAMPLING}
+    settings = SamplingSettings.resolved(source.sampling or UNGUIDED, **chosen)
     if wanted.part is not None:
-        return _alone(wanted, settings)
-    return _resident(wanted, settings) if wanted.resident == "all" else _in_turn(wanted, settings)
+        return _alone(wanted, source, settings)
+    load = _resident if wanted.resident == "all" else _in_turn
+    return load(wanted, source, settings)
 
 
 def _imports(given: dict[str, Any]) -> None:
@@ -136,9 +138,9 @@ def _imports(given: dict[str, Any]) -> None:
 load_for_measuring.imports = _imports
 
 
-def _resident(wanted: Given, settings: SamplingSettings) -> Callable[[], Tensor]:
+def _resident(wanted: Given, source: Source, settings: SamplingSettings) -> Callable[[], Tensor]:
     """The whole model, all of it in memory."""
-    pipeline = wanted.source().pipeline()
+    pipeline = source.pipeline()
     model, latent = pipeline.model, pipeline.latent
     captions = wanted.captions(model.text)
 
@@ -156,9 +158,8 @@ def _resident(wanted: Given, settings: SamplingSettings) -> Callable[[], Tensor]
     return generate
 
 
-def _alone(wanted: Given, settings: SamplingSettings) -> Part:
+def _alone(wanted: Given, source: Source, settings: SamplingSettings) -> Part:
     """One part, and nothing else loaded."""
-    source = wanted.source()
     if wanted.part == "text":
         encoder = source.text()
         return text_part(encoder, *wanted.encoding(encoder, settings))
@@ -171,19 +172,21 @@ def _alone(wanted: Given, settings: SamplingSettings) -> Part:
     return alone
 
 
-def _in_turn(wanted: Given, settings: SamplingSettings) -> Callable[[], Tensor]:
+def _in_turn(wanted: Given, source: Source, settings: SamplingSettings) -> Callable[[], Tensor]:
     """The whole model, of which one part is in memory at any time."""
-    source = wanted.source()
 
     # Weights are made outside inference mode, as a pipeline's are: made inside they require no gradient, and torch.matmul
     # then takes another kernel on inputs that are not contiguous, which rounds otherwise.
     def generate() -> Tensor:
         encoder = source.text()
         with torch.inference_mode():
-            text, null = conditions(encoder, *wanted.encoding(encoder, settings))
+            text, null = encode_prompts(encoder, *wanted.encoding(encoder, settings))
         del encoder
         gc.collect()  # transformers' models hold themselves in cycles
-        z = _sample(source.generator(), text, null, source.grid, settings)
+        generator = source.generator()
+        with torch.inference_mode():
+            z = sample(generator, text, null, source.grid, settings, addressed_noise(0))
+        del generator
         latent = source.decoder()
         with torch.inference_mode():
             return to_pixels(latent.decode(z.to(latent.mean)).float())
@@ -191,27 +194,6 @@ def _in_turn(wanted: Given, settings: SamplingSettings) -> Callable[[], Tensor]:
     generate.weights_bytes = 0
     generate.device = wanted.device
     return generate
-
-
-@torch.inference_mode()
-def _sample(
-    generator: Generator,
-    text: TextCondition,
-    null: TextCondition | None,
-    grid: tuple[int, int],
-    settings: SamplingSettings,
-) -> Tensor:
-    shape = (len(text.tokens), generator.config.channels, *grid)
-    source, weight = addressed_noise(0), generator.input.weight
-    noise = source(shape, None).to(weight.device, working_dtype(weight.dtype))
-    velocity = GuidedVelocity(generator, text, null, settings.guide, settings.iterations)
-    return integrate(
-        velocity,
-        noise,
-        time_grid(settings.steps, settings.shift),
-        settings.sampler,
-        lambda step: source(shape, step).to(noise),
-    )
 
 
 def load_mixer(given: dict[str, Any]) -> Callable[[], Tensor]:

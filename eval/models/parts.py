@@ -17,7 +17,7 @@ from iris.latents import Latent
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator
 from iris.randomness import addressed
-from iris.text import TextEncoder
+from iris.text import TextEncoder, encode_prompts
 
 
 @dataclass
@@ -70,27 +70,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in tensors}.values())
 
 
-def conditions(
-    encoder: TextEncoder, captions: Sequence[str], guided: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[TextCondition, TextCondition | None]:
-    """The encoded captions and, if ``guided``, the empty one for each, as ``IrisPipeline`` encodes them."""
-    count = len(captions)
-    numbers = encoder.tokenise([*captions, *([""] * count if guided else [])]).to(device)
-    if encoder.frozen:
-        numbers, row = numbers.unique(dim=0, return_inverse=True)
-        text = TextCondition(*(part[row] for part in encoder(numbers)))
-    else:
-        text = encoder(numbers)
-    text = TextCondition(text.tokens.to(dtype), text.mask, text.pooled.to(dtype))
-    null = TextCondition(*(part[count:] for part in text)) if guided else None
-    return TextCondition(*(part[:count] for part in text)), null
-
-
 def text_part(
-    encoder: TextEncoder, captions: Sequence[str], guided: bool, dtype: torch.dtype, device: torch.device
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    against: Sequence[str] | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Part:
-    """Captions tokenised and encoded, with guidance the empty ones too."""
-    return part_of(encoder, lambda: partial(conditions, encoder, captions, guided, dtype, device))
+    """Captions, and with guidance what it leads away from, tokenised and encoded."""
+    return part_of(encoder, lambda: partial(encode_prompts, encoder, captions, against, dtype, device))
 
 
 def generator_parts(

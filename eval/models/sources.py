@@ -14,19 +14,19 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from eval.export.host.tokenise import drawn_numbers
 from eval.models.ledger import ENCODING
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.latents import Latent, build_latent
-from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS, TextToLatent
+from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS, TextToLatent, read_sampling
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator, GeneratorConfig
 from iris.pipeline import IrisPipeline
-from iris.presets import LATENT, LATENT_OPTIONS, SIZE, preset_config
-from iris.randomness import addressed, initialise
+from iris.presets import preset_config
+from iris.randomness import initialise
 from iris.text import TextEncoder, build_text_encoder
 from iris.text.clip import VIT_L_14
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Source(ABC):
@@ -36,11 +36,13 @@ class Source(ABC):
         size: side in pixels of its images.
         text_length: text tokens that its generator reads.
         text_name: the kind of its text encoder, a key of ``iris.text.TEXT_ENCODERS``.
+        sampling: how it says that images are made; None: it says nothing.
     """
 
     size: int
     text_length: int
     text_name: str
+    sampling: SamplingSettings | None = None
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -103,6 +105,7 @@ class Saved(Source):
         try:
             self.config = json.loads((folder / CONFIG).read_text())
             self.size, text = int(self.config["size"]), self.config["text"]
+            self.sampling = read_sampling(self.config)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError(f"model={folder}: {CONFIG} is not one that a pipeline wrote ({error!r})") from error
         self.text_name, lengths = text.get("name", "words"), {"words": text.get("length"), "labels": 1}
@@ -160,10 +163,9 @@ class Drawn(Source):
 
     def __init__(self, preset: str, changes: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
-        self.config, others = preset_config(preset, changes)
-        self.size = others.get("size", SIZE)
-        self.latent_name = others.get("latent", LATENT)
-        self.latent_options = others.get("latent_options", LATENT_OPTIONS)
+        self.config, surroundings = preset_config(preset, changes)
+        self.size = surroundings["size"]
+        self.latent_name, self.latent_options = surroundings["latent"], surroundings["latent_options"]
         self.text_name, self.text_length = "clip", VIT_L_14["max_position_embeddings"]
 
     def text(self) -> TextEncoder:
@@ -205,14 +207,7 @@ class DrawnCLIP(TextEncoder):
         self.model = CLIPTextModel(CLIPTextConfig(**self.shape)).requires_grad_(False)
 
     def tokenise(self, captions: Sequence[str]) -> Tensor:
-        last = self.shape["vocab_size"] - 1  # marks the end of a caption
-        rows = [
-            torch.randint(last, (self.length,), generator=addressed("tokens", caption), device="cpu")
-            for caption in captions
-        ]
-        numbers = torch.stack(rows)
-        numbers[:, -1] = last
-        return numbers
+        return torch.from_numpy(drawn_numbers(captions, self.shape["vocab_size"], self.length))
 
     def forward(self, numbers: Tensor) -> TextCondition:
         out = self.model(input_ids=numbers)

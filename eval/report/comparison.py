@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.metrics.bootstrap import RESAMPLES, Interval, jackknife_interval, paired_difference
 from eval.metrics.fid import jackknife_error
-from eval.report.results import Results
+from eval.results import Results
 from iris.errors import SettingError
 
 # What must agree in how two numbers were made.

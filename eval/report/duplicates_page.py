@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
+from eval.judges.images import check_images, to_pixels
 from eval.metrics.duplicates import Duplicates
-from eval.metrics.images import check_images, to_pixels
 
 PAIRS = 24
 SMALL = 96  # pixels of a side up to which the page shows single pixels sharply

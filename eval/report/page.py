@@ -12,8 +12,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from eval.report.results import DUPLICATES, PAGE, PER_IMAGE, REPORT, Results
 from eval.report.tables import facts, tables_of
+from eval.results import DUPLICATES, PAGE, PER_IMAGE, REPORT, Results
 from iris.io.files import write_atomically
 
 SMALL = 96  # pixels of a side up to which the page shows single pixels sharply

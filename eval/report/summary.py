@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from eval.report.results import PAGE, Results
 from eval.report.tables import WHY, Table, headline, skills, targets
+from eval.results import PAGE, Results
 
 LEFT = ("verdict", "asked for", "measured", "")  # columns of words
 WHOLE = ("value", "n", "verdict")  # columns that a narrow terminal does not wrap

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.metrics.skills import ABSENT, ALL
-from eval.report.results import Number, Results
+from eval.results import Number, Results
 
 # Headline metrics in order: the part of a name before "/" -> what it is called.
 TITLES = {

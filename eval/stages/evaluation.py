@@ -1,160 +1,115 @@
-"""One evaluation while it runs: its subject, data and judge, the images they share, and the results so far."""
+"""An evaluation: what makes images, the data and the judge, and the stages that its measures share."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from eval.judges import Judge
-from eval.metrics.features import Features, judge_facts
-from eval.report.results import Number, Results
-from eval.settings import Settings
-from eval.stages.data import RealData, Ticks, features_of, real_features
-from eval.stages.samples import Samples, make_samples
-from eval.subjects import Subject
-from iris.errors import SettingError
-from iris.io.progress import Progress
+from eval.judges import judge_facts
+from eval.results import hardware
+from eval.settings import Measure
+from eval.stages.data import RealData, Rows
+from eval.stages.features import ImageFeatures, Reference
+from eval.stages.images import HELDOUT, MAIN, TRAINED, CaptionSet, Images, Stored
+from eval.stages.judging import Judging
+from eval.stages.makers import Maker
+from iris.stages.engine import Context
 
-MAIN, HELDOUT, TRAINED = "main", "heldout", "trained"  # sets of images: what their captions are
-SECONDS = 1.0  # between two signs of life while other processes work
+CHUNK = 256
+SAMPLES = 2048  # images of a model, where measure.samples does not say
+MACHINE = ("processor", "gpu", "torch")  # what a number says of the hardware
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
-    """What the measures share.
+    """What measures are taken on.
 
     Attributes:
-        count: images of the main set.
-        out: folder of the results.
-        rows: set -> column -> value an image, for per_image.csv.
+        made: what makes the images, or images that were there.
+        seed: of the images' noise, and of random choices in a method.
     """
 
-    settings: Settings
-    subject: Subject
+    context: Context
+    measure: Measure
+    made: Maker | Stored
     data: RealData
-    judge: Judge | None
-    count: int
-    out: Path
-    progress: Progress
-    results: Results
-    rows: dict[str, dict[str, Sequence[Any]]] = field(default_factory=dict)
+    judging: Judging
+    seed: int
 
     @property
-    def cache(self) -> Path:
-        """Where images and features are kept for the next command."""
-        return Path(self.settings.runs_dir) / "eval"
+    def maker(self) -> Maker | None:
+        """What makes the images; None: they were there."""
+        return self.made if isinstance(self.made, Maker) else None
+
+    @property
+    def count(self) -> int:
+        """Images of the main set, or more than there are captions."""
+        return self.made.count if isinstance(self.made, Stored) else self.measure.samples or SAMPLES
 
     @cached_property
-    def captions(self) -> list[str] | None:
-        """Of the main set."""
-        if self.subject.count is not None:
-            return None if self.subject.captions is None else self.subject.captions[: self.count]
-        return self.data.captions(self.data.split, self.count)
-
-    @cached_property
-    def main(self) -> Samples:
+    def main(self) -> Images | Stored:
         """Images of the data's captions, or those that are stored."""
-        return self.make(MAIN, self.captions, self.count)
-
-    def make(self, name: str, captions: list[str] | None, count: int) -> Samples:
-        """A set of images; its captions go to per_image.csv."""
-        words = {MAIN: "images", HELDOUT: "images of held-out combinations", TRAINED: "images of training captions"}
-        try:
-            made = make_samples(
-                self.subject, captions, count, self.settings.seed, self.cache / "samples", self.ticks(words[name])
-            )
-        except ValueError as error:  # what cannot be measured, such as pixels that are not finite
-            raise SettingError(str(error)) from error
-        if made.cached:
-            self.progress.say(f"{count:,} {words[name]} found, made by an earlier command")
-        self.results.model |= made.facts
-        self.rows.setdefault(name, {"caption": captions or [""] * count})
-        return made
+        if isinstance(self.made, Stored):
+            return self.made
+        return self.images(CaptionSet(MAIN, self.data, self.data.split, self.count))
 
     @cached_property
-    def features(self) -> Features:
-        """Judge features of the main set."""
-        return self.features_of(self.main.images, "images")
+    def heldout(self) -> Images | None:
+        """Images of combinations that training never showed, where the data has some and they are wanted."""
+        if self.maker is None or not self.measure.heldout or self.data.world is None:
+            return None
+        return self.images(CaptionSet(HELDOUT, self.data, "heldout", self.measure.heldout))
 
-    def features_of(self, images: Any, name: str) -> Features:
-        """Judge features of images uint8 [N, H, W, 3]."""
-        parts = (images[i : i + 256] for i in range(0, len(images), 256))
-        values = features_of(self.judge, parts, self.ticks(f"judge {self.judge.name}: {name}"), len(images))
-        made_with = {**judge_facts(self.judge, self.subject.size), "metric_name": self.judge.metric_name}
-        return Features.of(values, made_with)
+    @property
+    def named(self) -> dict[str, Images | Stored]:
+        """The sets whose captions name attributes."""
+        return {name: one for name, one in ((MAIN, self.main), (HELDOUT, self.heldout)) if one is not None}
 
-    def real(self, split: str, count: int | None) -> Features:
-        """Judge features of real images, from the cache if they are there."""
-        return real_features(
-            self.judge,
-            self.data,
-            split,
-            count,
-            self.cache / "references",
-            self.ticks(f"judge {self.judge.name}: real images of {split}"),
-        )
+    @cached_property
+    def searched(self) -> tuple[str, Images | Stored]:
+        """The set in which copies are looked for: a model copies, if it does, on captions it was trained on."""
+        if self.data.world is None or self.maker is None:
+            return MAIN, self.main
+        chosen = self.measure.duplicates.samples
+        return TRAINED, self.images(CaptionSet(TRAINED, self.data, "train", chosen, self.data.seed + 1))
 
-    def ticks(self, work: str) -> Ticks:
+    def images(self, captions: CaptionSet) -> Images:
+        """A set of images."""
+        return Images(self.context, self.made, captions, self.seed)
+
+    def features(self, images: Images | Stored) -> ImageFeatures:
+        """Judge features of a set of images."""
+        return ImageFeatures(self.context, self.judging, images, self.made.size)
+
+    def reference(self, split: str, count: int | None) -> Reference:
+        """Judge features of real images; None: as many as the data's default."""
+        wanted = self.data.default_count(split) if count is None else count
+        return Reference(self.context, self.judging, self.data, split, wanted)
+
+    def report(self, work: str) -> Any:
         """Tells the progress of a work."""
-        return lambda done, total: self.progress.done(work, done, total)
+        return lambda done, total=None: self.context.progress.done(f"judge {self.judging.name}: {work}", done, total)
 
-    def add(self, name: str, number: Number, **facts: Any) -> None:
-        """Keep a number with all that it was made with."""
-        model = (
-            {
-                "images_seed": self.settings.seed,
-                "sampling": self.subject.sampling,
-                "dtype": self.subject.dtype,
-                "device": self.subject.device,
-            }
-            if self.subject.count is None
-            else {}
-        )
-        machine = {
-            name: self.results.hardware[name] for name in ("processor", "gpu", "torch") if name in self.results.hardware
-        }
-        self.results.numbers[name] = number.with_facts({**facts, **model, "hardware": machine})
+    def made_with(self) -> dict[str, Any]:
+        """How the images were made, and on what."""
+        machine = hardware()
+        known = {"threads": torch.get_num_threads(), "hardware": {k: machine[k] for k in MACHINE if k in machine}}
+        if self.maker is None:
+            return known
+        made = {name: getattr(self.maker, name) for name in ("sampling", "dtype", "device")}
+        return known | {"images_seed": self.seed} | made
 
     def judged(self, **facts: Any) -> dict[str, Any]:
         """What numbers of the judge were made with."""
-        return {**judge_facts(self.judge, self.subject.size), "threads": torch.get_num_threads(), **facts}
+        return judge_facts(self.judging.judge, self.made.size) | self.made_with() | facts
 
 
-@contextmanager
-def waiting(progress: Progress, work: str) -> Iterator[None]:
-    """Signs of life while ``work`` goes on in other processes: seconds, on the progress's line."""
-    ended, began = threading.Event(), time.monotonic()
-
-    def beat() -> None:
-        while not ended.wait(SECONDS):
-            progress.done(f"{work}, seconds so far:", int(time.monotonic() - began))
-
-    thread = threading.Thread(target=beat, name="waiting", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def image_count(settings: Settings, subject: Subject, default: int) -> int:
-    """Images of the main set.
-
-    Raises:
-        SettingError: more are asked for than are stored.
-    """
-    wanted = settings.measure.samples
-    if subject.count is None:
-        return default if wanted is None else wanted
-    if wanted is not None and wanted > subject.count:
-        raise SettingError(f"measure.samples={wanted}: {subject.model} holds {subject.count} images")
-    return subject.count if wanted is None else wanted
+def in_parts(images: np.ndarray, captions: list[str]) -> Iterator[Rows]:
+    """Images and captions, some at a time."""
+    for i in range(0, len(images), CHUNK):
+        yield Rows(np.ascontiguousarray(images[i : i + CHUNK]), captions[i : i + CHUNK])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,41 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from eval.speed.workers import Loader
-from iris.errors import SettingError
-from iris.settings import number
+from iris.io.hashing import files_sha256
 
-BLOCK = 1 << 20  # bytes read at a time
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # weights, configurations, tokenizers
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """How images are made; None leaves a value to the pipeline's own call."""
-
-    steps: int | None = number(1)
-    guidance: float | None = number(0)
-    height: int | None = number(8)
-    width: int | None = number(8)
-    sampler: str | None
-    iterations: int | None = number(1)
-    shift: float | None = number(0, above=True)
-    guidance_start: float | None = number(0, 1)
-    guidance_end: float | None = number(0, 1)
-    guidance_rescale: float | None = number(0, 1)
-    batch: int = number(1)
-
-    def given(self, kind: str, known: Sequence[str]) -> dict[str, Any]:
-        """What is set, ``batch`` apart.
-
-        Raises:
-            SettingError: one of it means nothing for this kind of subject.
-        """
-        values = {name: value for name, value in asdict(self).items() if value is not None and name != "batch"}
-        for name in values:
-            if name not in known:
-                allowed = ", ".join(f"sample.{one}" for one in known) or "none"
-                raise SettingError(f"sample.{name} means nothing for kind={kind}; its settings: {allowed}")
-        return values
+LARGEST, PIXELS = 256, 1 << 18  # images at once, where sample.batch does not say: at most, and as many as hold so much
 
 
 class Subject(ABC):
@@ -82,19 +52,20 @@ class Subject(ABC):
     loads_parts: bool = False
     notes: tuple[str, ...] = ()
 
+    def take(self, batch: int | None) -> None:
+        """Set ``batch``, or what a processor's memory takes of images of this size."""
+        height, width = self.size
+        self.batch = batch or max(1, min(LARGEST, PIXELS // (height * width)))
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of what determines the images, the way they are made apart: files, and what lies elsewhere."""
-        own, elsewhere = digest_of(self.files(), self.root), self.elsewhere()
+        own, elsewhere = files_sha256(self.files(), self.root), self.elsewhere()
         return hashlib.sha256("\x1f".join([own, *elsewhere]).encode()).hexdigest() if elsewhere else own
 
     def elsewhere(self) -> list[str]:
         """Digests of what determines the images and is named, not held, by the files; where it lies is no part of them."""
         return []
-
-    def code(self) -> str:
-        """Which code makes the images; a change of it makes them anew."""
-        return ""
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -127,15 +98,3 @@ class Subject(ABC):
         ``parts``: its parts are to be named, which may take a run while it is loaded.
         """
         return None
-
-
-def digest_of(files: Iterable[Path], base: Path) -> str:
-    """sha256 over relative names and contents of files."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
-        digest.update(f"{name}\x1f{file.stat().st_size}\x1f".encode())
-        with open(file, "rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.metrics.images import check_images, to_pixels
+from eval.judges.images import check_images, to_pixels
 from eval.speed.workers import Loader
-from eval.subjects.base import MODEL_FILES, SampleSettings, Subject
+from eval.subjects.base import MODEL_FILES, Subject
+from iris.diffusion.sampling import Sample
 from iris.errors import SettingError
 from iris.io.hub import no_answer
 from iris.randomness import addressed
@@ -36,14 +38,15 @@ class DiffusersModel(Subject):
 
     kind = "diffusers"
 
-    def __init__(self, model: str, sample: SampleSettings, dtype: str, device: str) -> None:
+    def __init__(self, model: str, sample: Sample, dtype: str, device: str) -> None:
         given = sample.given(self.kind, tuple(CALLED))
         self.model, self.root = model, find(model)
-        self.name, self.batch, self.dtype, self.device = Path(model).name, sample.batch, dtype, device
+        self.name, self.dtype, self.device = Path(model).name, dtype, device
         self.pipeline = load(self.root, dtype, device)
         self.call = call_arguments(self.pipeline, given)
         height, width = self.call["height"], self.call["width"]
         self.size, self.sampling = (height, width), self._resolved()
+        self.take(sample.batch)
         self._rows = self._images = 0
         denoiser = denoiser_of(self.pipeline)
         if denoiser is not None:
@@ -52,7 +55,8 @@ class DiffusersModel(Subject):
     def _resolved(self) -> dict[str, Any]:
         scheduler = getattr(self.pipeline, "scheduler", None)
         named = {name: self.call[argument] for name, argument in CALLED.items() if argument in self.call}
-        return {"pipeline": type(self.pipeline).__name__, "scheduler": type(scheduler).__name__, **named}
+        made_by = {"pipeline": type(self.pipeline).__name__, "scheduler": type(scheduler).__name__}
+        return {**made_by, "diffusers": version("diffusers"), **named}
 
     def _count(self, module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         first = given[0] if given else next(iter(named.values()))
@@ -60,11 +64,6 @@ class DiffusersModel(Subject):
 
     def files(self) -> list[Path]:
         return [file for file in self.root.rglob("*") if file.is_file() and file.suffix in MODEL_FILES]
-
-    def code(self) -> str:
-        import diffusers
-
-        return diffusers.__version__
 
     def generate(self, captions: Sequence[str | None], seed: int, first: int) -> Tensor:
         parts = []

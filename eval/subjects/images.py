@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.metrics.images import check_images, to_pixels
-from eval.subjects.base import SampleSettings, Subject
+from eval.judges.images import check_images, to_pixels
+from eval.subjects.base import Subject
+from iris.diffusion.sampling import Sample
 from iris.errors import SettingError
 
 SUFFIXES = (".npy", ".npz")
@@ -39,7 +40,7 @@ class StoredImages(Subject):
 
     kind = "images"
 
-    def __init__(self, model: str, sample: SampleSettings, dtype: str, device: str) -> None:
+    def __init__(self, model: str, sample: Sample, dtype: str, device: str) -> None:
         sample.given(self.kind, ())
         place = Path(model).expanduser()
         self.model, self.root, self.sampling = model, place, {}

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cache, cached_property
+from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import iris
 from eval.speed.workers import Loader
-from eval.subjects.base import MODEL_FILES, SampleSettings, Subject, digest_of
-from iris.diffusion.sampling import SamplingSettings
+from eval.subjects.base import MODEL_FILES, Subject
+from iris.diffusion.sampling import Sample, SamplingSettings
 from iris.errors import SettingError
-from iris.io.hub import fetch
-from iris.model import CONFIG, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS
+from iris.io.hub import fetch_pipeline
+from iris.model import CONFIG, DISTILLED, LATENT_WEIGHTS, TEXT_ENCODER, WEIGHTS, read_sampling
 from iris.nn.mixers import source_digest
 from iris.pipeline import IrisPipeline
+from iris.stages.engine import made_by
 from iris.stages.latent_cache import latent_digest
 
-# Of ``SamplingSettings`` -> of the pipeline's call, whose defaults hold where nothing is set.
-CALLED = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "sampler": "sampler",
-    "shift": "shift",
-    "iterations": "num_iterations",
-    "guidance_start": "guidance_start",
-    "guidance_end": "guidance_end",
-    "guidance_rescale": "guidance_rescale",
-}
+SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 
 
 class IrisModel(Subject):
@@ -47,18 +36,19 @@ class IrisModel(Subject):
     kind = "iris"
     loads_parts = True
 
-    def __init__(self, model: str, sample: SampleSettings, dtype: str, device: str) -> None:
+    def __init__(self, model: str, sample: Sample, dtype: str, device: str) -> None:
         place = Path(model).expanduser()
-        self.root = place if place.is_dir() else fetch(model)
+        self.root = place if place.is_dir() else fetch_pipeline(model)
         for name in (CONFIG, WEIGHTS, LATENT_WEIGHTS):
             if not (self.root / name).is_file():
                 raise SettingError(f"model={model}: {name} is missing; expected a folder written by save_pretrained")
-        call = inspect.signature(IrisPipeline.__call__).parameters
-        defaults = {name: call[argument].default for name, argument in CALLED.items()}
-        self.settings = SamplingSettings(**defaults | sample.given(self.kind, tuple(CALLED)))
-        self.model, self.name, self.batch = model, self.root.resolve().name, sample.batch
-        self.sampling, self.dtype, self.device = asdict(self.settings), dtype, device
+        self.model, self.name = model, self.root.resolve().name
         self.size = (self._side(), self._side())
+        given = sample.given(self.kind, SAMPLING)
+        self.settings = SamplingSettings.resolved(read_sampling(self._config), **given)
+        self.settings.check_student(self._config.get(DISTILLED))
+        self.sampling, self.dtype, self.device = asdict(self.settings), dtype, device
+        self.take(sample.batch)
 
     def _side(self) -> int:
         try:
@@ -73,6 +63,11 @@ class IrisModel(Subject):
     def files(self) -> list[Path]:
         return [file for file in self.root.rglob("*") if file.is_file() and file.suffix in MODEL_FILES]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The key of the stage that made the model, or sha256 of its files and of what lies elsewhere."""
+        return made_by(self.root) or super().fingerprint
+
     def elsewhere(self) -> list[str]:
         """Of a pretrained text encoder and latent by their weights, of somebody's own mixer by its source."""
         try:
@@ -83,9 +78,6 @@ class IrisModel(Subject):
         found = [self.pipeline.model.text.fingerprint()] if text else []
         found += [latent_digest(self.pipeline.latent)] if latent else []
         return found + ([source_digest(mixer)] if ":" in mixer else [])
-
-    def code(self) -> str:
-        return _package_digest()
 
     def example(self) -> str:
         text = self._config["text"]
@@ -130,10 +122,3 @@ class IrisModel(Subject):
                 **sampling,
             },
         )
-
-
-@cache
-def _package_digest() -> str:
-    """sha256 of the package's sources, as this process may have imported them."""
-    root = Path(iris.__file__).parent
-    return digest_of(root.rglob("*.py"), root)

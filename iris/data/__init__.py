@@ -3,7 +3,7 @@
 
 from iris.data.decode import Decoded, pixels
 from iris.data.opening import open_source
-from iris.data.settings import KINDS, READY, SourceSettings, settings
+from iris.data.settings import KINDS, READY, SourceSettings, source_settings
 from iris.data.source import Batch, Example, Source, Stream, collate
 from iris.data.sources import SOURCES, WORLDS, fingerprint, load
 
@@ -23,5 +23,5 @@ __all__ = [
     "load",
     "open_source",
     "pixels",
-    "settings",
+    "source_settings",
 ]

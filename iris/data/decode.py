@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SMALLEST = 8  # pixels a side
 NAMED = 5  # bad rows that an error message lists
-ROWS = 512  # rows held undecoded at once
+UNDECODED = 512  # rows held undecoded at once
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def pixels(dataset: datasets.Dataset, size: int, max_bad: float = 0.01) -> Decod
     images, kept, bad = np.empty((len(dataset), size, size, 3), np.uint8), [], []
     raw = dataset.select_columns(["image"]).cast_column("image", hf.Image(decode=False))
     rows = dataset["row"] if "row" in dataset.column_names else range(len(dataset))
-    for start in range(0, len(raw), ROWS):
-        for i, cell in enumerate(raw[start : start + ROWS]["image"], start):
+    for start in range(0, len(raw), UNDECODED):
+        for i, cell in enumerate(raw[start : start + UNDECODED]["image"], start):
             problem = None if captions[i] else "empty caption"
             if problem is None:
                 problem = _decode_into(cell, images[len(kept)])

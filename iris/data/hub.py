@@ -12,14 +12,14 @@ from iris.data.settings import SourceSettings
 from iris.data.source import LOST, Raw, Source
 from iris.data.table import Table, one_split
 from iris.errors import SettingError
-from iris.io.hub import SECONDS, is_hub_name
+from iris.io.hub import is_hub_name, no_answer
 
 if TYPE_CHECKING:
     import datasets
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 LOCAL_SHARDS = 16  # of a saved data set that is streamed
-ROWS = 8  # rows asked of a stream at once; those that the fingerprint reads
+FINGERPRINT_ROWS = 8  # which are also asked of a stream at once
 
 
 def open_hub(settings: SourceSettings) -> Source:
@@ -71,7 +71,7 @@ class HubStream(Source):
         part = self._rows.shard(self.shards, shard)
         try:
             # iter(), since iterating itself divides a data set among the workers of a torch DataLoader once more.
-            for columns in (part.skip(offset) if offset else part).iter(ROWS):
+            for columns in (part.skip(offset) if offset else part).iter(FINGERPRINT_ROWS):
                 for values in zip(*columns.values(), strict=True):
                     offset += 1
                     yield self._row(f"shard {shard} row {offset - 1}", dict(zip(columns, values, strict=True))), offset
@@ -80,7 +80,7 @@ class HubStream(Source):
 
     def content(self) -> bytes:
         digest = hashlib.sha256(f"{self.shards}".encode())
-        for (raw, _), _ in zip(self.read(0), range(ROWS), strict=False):
+        for (raw, _), _ in zip(self.read(0), range(FINGERPRINT_ROWS), strict=False):
             digest.update(repr((raw.caption, raw.label, raw.score)).encode() + ((raw.image or {}).get("bytes") or b""))
         return digest.digest()
 
@@ -119,21 +119,19 @@ def _streamed(settings: SourceSettings) -> datasets.IterableDataset:
 def _load(settings: SourceSettings, **options: Any) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """``datasets.load_dataset``, with quick and clear errors."""
     import datasets as hf
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     path, offline = settings.path, constants.HF_HUB_OFFLINE
     local = Path(path).expanduser().is_dir()
     if not local:
         if not is_hub_name(path):
             raise SettingError(f"data.path={path!r} is neither a folder nor the name of a data set on the hub")
-        if not offline:
-            try:  # one question without retries; datasets' own go on for about a minute
-                HfApi().dataset_info(path, revision=settings.revision, timeout=SECONDS)
-            except Exception as error:  # the client's own errors and those of whichever HTTP library it uses
-                raise SettingError(
-                    f"data.path={path!r}: no such folder, and the hub gave {error!r}; a copy in HF's "
-                    "cache is used while HF_HUB_OFFLINE=1 is set"
-                ) from error
+        # One question without retries; datasets' own go on for about a minute.
+        if not offline and (problem := no_answer(path, settings.revision, kind="dataset")):
+            raise SettingError(
+                f"data.path={path!r}: no such folder, and the hub gave {problem!r}; a copy in HF's "
+                "cache is used while HF_HUB_OFFLINE=1 is set"
+            ) from problem
     try:
         with sources._quiet():
             return hf.load_dataset(

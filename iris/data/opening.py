@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from iris.data.hub import open_hub
-from iris.data.settings import settings as settings_of
+from iris.data.settings import source_settings
 from iris.data.shards import Shards
 from iris.data.source import Source
 from iris.data.table import open_table
@@ -31,5 +31,5 @@ def open_source(name: str, **settings: Any) -> Source:
     Raises:
         SettingError: a setting that there is not or that cannot be used, or data that cannot be had.
     """
-    chosen = settings_of(name, **settings)
+    chosen = source_settings(name, **settings)
     return OPENERS[chosen.name](chosen)

@@ -21,7 +21,7 @@ from iris.errors import SettingError
 
 IMAGE_ENDINGS = "jpg;jpeg;png;webp"  # what data.image_column=image stands for
 TEXT_ENDINGS = "txt"  # what data.text_column=text stands for
-SAMPLED = 1 << 16  # bytes of each shard that the fingerprint reads
+FINGERPRINT_BYTES = 1 << 16  # bytes of each shard that the fingerprint reads
 BLOCK = tarfile.BLOCKSIZE
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -57,7 +57,7 @@ class Shards(Source):
         digest = hashlib.sha256()
         for path in self.files:
             with open(path, "rb") as file:
-                digest.update(f"{path.name}\x1f{path.stat().st_size}\x1f".encode() + file.read(SAMPLED))
+                digest.update(f"{path.name}\x1f{path.stat().st_size}\x1f".encode() + file.read(FINGERPRINT_BYTES))
         return digest.digest()
 
     def _row(self, shard: str, group: list[Member]) -> Raw:

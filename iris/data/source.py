@@ -25,7 +25,7 @@ from iris.errors import SettingError
 GRACE = 100  # rows before data.max_bad is judged as a share of those read; until then, as a share of so many
 LOST = -1  # the offset after a shard of which nothing more can be read
 
-Place = tuple[int, int, int]  # in the share of one rank: shard, offset in it, rows passed
+Cursor = tuple[int, int, int]  # in the share of one rank: shard, offset in it, rows passed
 
 
 class Raw(NamedTuple):
@@ -157,7 +157,7 @@ class Stream(Iterator[Example]):
     """One rank's examples of one epoch; ``position`` and ``bad`` may be read between any two of them.
 
     Rows are read in blocks of the source's ``buffer`` and each block is permuted, so that a position is two numbers and
-    the place where the block began: a resumed stream reads that block again and no more. Use ``Source.stream``.
+    the cursor at which the block began: a resumed stream reads that block again and no more. Use ``Source.stream``.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Stream(Iterator[Example]):
             "shuffle": shuffle,
         }
         self.bad, self._named = 0, []
-        self._begin: Place = (0, 0, 0)  # where the block began, and how many rows came before it
+        self._begin: Cursor = (0, 0, 0)  # where the block began, and how many rows came before it
         self._before, self._taken = 0, 0
         if position is not None:
             self._check(position)
@@ -248,13 +248,13 @@ def permutation(count: int, *address: object) -> np.ndarray:
 
 
 def _rows(
-    source: Source, seed: int, epoch: int, rank: int, world: int, place: Place, shuffle: bool
-) -> Iterator[tuple[Raw, Place]]:
-    """A rank's rows from ``place`` on, each with the place after it."""
+    source: Source, seed: int, epoch: int, rank: int, world: int, cursor: Cursor, shuffle: bool
+) -> Iterator[tuple[Raw, Cursor]]:
+    """A rank's rows from ``cursor`` on, each with the cursor after it."""
     order = permutation(source.shards, "shards", seed, epoch) if shuffle else np.arange(source.shards)
     whole = source.shards >= world
     share = order[rank::world] if whole else order
-    first, offset, passed = place
+    first, offset, passed = cursor
     for i in range(first, len(share)):
         for raw, after in source.read(int(share[i]), offset):
             passed += 1

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import datasets
 
 WORLDS: dict[str, World] = {world.name: world for world in (shapes.WORLD, shapes2.WORLD)}
-WORLD_COUNTS = {"train": 16_384, "validation": 2_048, "heldout": 2_048}
+WORLD_COUNTS = {"train": 16_384, "validation": 4_096, "heldout": 1_024}
 VALIDATION_SHARE = 0.1  # of the rows of files that bring no validation split
-SAMPLED, BLOCKS = 1 << 16, 16  # a file's fingerprint reads 16 blocks of 64 KiB
+BLOCK_BYTES, BLOCKS = 1 << 16, 16  # a file's fingerprint reads 16 blocks of 64 KiB
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -73,9 +73,9 @@ def load(
         image_column, text_column: names in the files (for folder, the images are always "image").
         labels: names of the classes, when the text column holds bare integers.
         train: pictures of the split; None: 16,384 drawn ones, or all there are in the files (which it only limits).
-        validation: pictures of the split, or a share of the rows between 0 and 1; None: 2,048 drawn ones, or every row
+        validation: pictures of the split, or a share of the rows between 0 and 1; None: 4,096 drawn ones, or every row
             of the files' own validation (else test) split, or a tenth of the rows, chosen by a fixed hash.
-        heldout: pictures of that split of a drawn world (None: 2,048); files have none.
+        heldout: pictures of that split of a drawn world (None: 1,024); files have none.
         seed: of a drawn world's pictures.
 
     Raises:
@@ -401,12 +401,12 @@ def _content_sample(file: Path) -> bytes:
     """sha256 of up to 16 evenly spaced 64 KiB blocks, the first and the last included: all of a file up to 1 MiB."""
     size, digest = file.stat().st_size, hashlib.sha256()
     starts = (
-        range(0, size, SAMPLED)
-        if size <= SAMPLED * BLOCKS
-        else [(size - SAMPLED) * i // (BLOCKS - 1) for i in range(BLOCKS)]
+        range(0, size, BLOCK_BYTES)
+        if size <= BLOCK_BYTES * BLOCKS
+        else [(size - BLOCK_BYTES) * i // (BLOCKS - 1) for i in range(BLOCKS)]
     )
     with file.open("rb") as stream:
         for start in starts:
             stream.seek(start)
-            digest.update(stream.read(SAMPLED))
+            digest.update(stream.read(BLOCK_BYTES))
     return digest.digest()

@@ -19,7 +19,7 @@ from iris.errors import SettingError
 if TYPE_CHECKING:
     import datasets
 
-SAMPLED = 64  # rows whose pictures the fingerprint reads
+FINGERPRINT_ROWS = 64  # rows whose pictures the fingerprint reads
 
 
 class Table(Source):
@@ -194,7 +194,7 @@ def _numbers(rows: datasets.Dataset, settings: SourceSettings, name: str) -> np.
 def _sample(rows: datasets.Dataset) -> bytes:
     """sha256 of every caption, and of the pictures of 64 evenly spaced rows."""
     digest = hashlib.sha256(repr(list(rows["caption"])).encode())
-    for i in np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int)) if len(rows) else ():
+    for i in np.unique(np.linspace(0, len(rows) - 1, FINGERPRINT_ROWS).astype(int)) if len(rows) else ():
         cell = rows[int(i)]["image"] or {}
         digest.update(cell.get("bytes") or (Path(cell["path"]).read_bytes() if cell.get("path") else b""))
     return digest.digest()

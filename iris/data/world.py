@@ -110,18 +110,34 @@ class World:
         Raises:
             SettingError: unknown split, negative n, or a size below 8 pixels.
         """
+        if size is not None and size < 8:
+            raise SettingError(f"data.size must be >= 8 pixels, not {size}")
+        bits = self._bits(split, n, seed, first)
+        attributes, captions = self._described(split, bits)
+        return Pictures(self.render(attributes, unit(bits[:, 2:]), size), captions, attributes)
+
+    def captions(self, split: str, n: int, seed: int, first: int = 0) -> list[str]:
+        """The captions of ``draw``, without the pictures.
+
+        Raises:
+            SettingError: as ``draw``.
+        """
+        return self._described(split, self._bits(split, n, seed, first))[1]
+
+    def _bits(self, split: str, n: int, seed: int, first: int) -> np.ndarray:
+        """Random numbers of pictures ``first`` …: attributes, phrasing, jitter."""
         if split not in self.tuples:
             raise SettingError(f"data split must be one of {', '.join(self.tuples)}, not '{split}'")
         if n < 0 or first < 0:
             raise SettingError(f"data.{split} must be >= 0 pictures, not {n}")
-        if size is not None and size < 8:
-            raise SettingError(f"data.size must be >= 8 pixels, not {size}")
         key = key_of(self.name, self.version, split, seed)
-        bits = random_bits(key, np.arange(first, first + n), 2 + self.jitters)
+        return random_bits(key, np.arange(first, first + n), 2 + self.jitters)
+
+    def _described(self, split: str, bits: np.ndarray) -> tuple[Attributes, list[str]]:
         table = self.tuples[split]
         attributes = self.columns(table[(bits[:, 0] % np.uint64(len(table))).astype(np.int64)])
-        captions = self.caption(attributes, (bits[:, 1] % np.uint64(self.phrasings)).astype(np.int64)) if n else []
-        return Pictures(self.render(attributes, unit(bits[:, 2:]), size), captions, attributes)
+        phrasing = (bits[:, 1] % np.uint64(self.phrasings)).astype(np.int64)
+        return attributes, self.caption(attributes, phrasing) if len(bits) else []
 
     def _checked(self, attributes: Attributes) -> Attributes:
         missing = [name for name in self.attributes if name not in attributes]

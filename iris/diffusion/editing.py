@@ -1,7 +1,7 @@
-"""Editing with the weights that generate.
+"""Pictures that sampling starts from: read, noised, and kept where they are not repainted.
 
 Image-to-image starts from the noised picture (SDEdit, arXiv 2108.01073); inpainting sets the known part, noised to the
-time of each step, beside what is made (RePaint's condition, arXiv 2201.09865); inversion follows the flow backwards.
+time of each step, beside what is made (RePaint's condition, arXiv 2201.09865).
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from iris.diffusion.flow import Velocity, integrate, time_grid
-from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 
 
@@ -53,19 +51,6 @@ class Picture:
     def finish(self, images: Tensor) -> Tensor:
         """Decoded ``images`` [N, 3, H, W] with the kept pixels of the original."""
         return images if self.mask is None else torch.where(self.mask, images, self.images.to(images.dtype))
-
-
-def invert(velocity: Velocity, clean: Tensor, settings: SamplingSettings, strength: float = 1.0) -> Tensor:
-    """The latents at time ``strength`` that the flow would have led to ``clean`` [N, C, h, w].
-
-    The steps of sampling in reverse order; going there and back again differs from ``clean`` by the sampler's error.
-
-    Raises:
-        SettingError: a sampler that draws noise cannot be reversed; strength outside (0, 1].
-    """
-    if settings.sampler == "stochastic":
-        raise SettingError("sampler='stochastic' cannot be reversed; use euler, heun or midpoint")
-    return integrate(velocity, clean, time_grid(settings.steps, settings.shift, strength).flip(0), settings.sampler)
 
 
 def read_images(image: Any, height: int, width: int) -> Tensor:

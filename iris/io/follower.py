@@ -11,15 +11,17 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 from iris.errors import SettingError
+from iris.io.files import read_json, write_json
 
 COMMAND = (sys.executable, "-m", "ablations.track.follow")
 MARK = "tracking.json"  # in the folder of a stage that MLflow is to have; "sent": it has all of it
+ERROR = "error.json"
 
 
 class Follower:
@@ -45,6 +47,29 @@ class Follower:
         """Tell of a stage's folder, a folder of results or a grid's journal from now on."""
         self._told.append(str(place.absolute()))
         self._write(self._told[-1])
+
+    @contextlib.contextmanager
+    def observe(self, folder: Path) -> Iterator[None]:
+        """Inside, a stage trains in its folder; it is marked as one that MLflow is to have, and why it failed is left."""
+        (folder / ERROR).unlink(missing_ok=True)
+        self._mark(folder)
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(OSError):  # a full disk, which the error tells of
+                write_json(folder / ERROR, {"cause": type(error).__name__, "message": str(error)})
+            raise
+
+    def catch_up(self, folders: Iterable[Path]) -> Iterator[str]:
+        """Tell of those finished stages that MLflow was to have and does not; their names."""
+        for folder in folders:
+            if str(folder.absolute()) not in self._told and (read_json(folder / MARK) or {}).get("sent") is False:
+                self._mark(folder)
+                yield folder.name
+
+    def _mark(self, folder: Path) -> None:
+        write_json(folder / MARK, {"command_folder": str(Path.cwd()), "sent": False})
+        self.follow(folder)
 
     def end(self) -> list[str]:
         """Wait until MLflow has all or is given up; returns a sentence for each thing that it does not have."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+SECONDS = 1.0  # between two signs of life while other processes work
 PLAIN_SECONDS = 5.0  # between two plain lines of the same work
 BAR = 24
 
@@ -127,6 +130,24 @@ class Progress:
             self._live.stop()
             self._live = None
         self._shown = None
+
+
+@contextmanager
+def waiting(progress: Any, work: str) -> Iterator[None]:
+    """Signs of life while ``work`` goes on in other processes: seconds, on the line of ``progress``."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        while not ended.wait(SECONDS):
+            progress.done(f"{work}, seconds so far:", int(time.monotonic() - began))
+
+    thread = threading.Thread(target=beat, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def clock_text(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from iris.errors import SettingError
+from iris.io.hub import fetch
 from iris.latents.base import Latent
 
 CONFIG = "config.json"
@@ -20,7 +21,7 @@ WEIGHTS = (
 WANTED = "a folder written by diffusers' save_pretrained, or a hub name that is online or in the hub's cache on disk"
 
 # diffusers' class: the entry of its config that lists the resolutions, and what of encode's answer is the latent.
-KINDS: dict[str, tuple[str, Callable[[object], Tensor]]] = {
+AUTOENCODERS: dict[str, tuple[str, Callable[[object], Tensor]]] = {
     "AutoencoderKL": ("block_out_channels", lambda encoded: encoded.latent_dist.mode()),
     "AutoencoderDC": ("encoder_block_out_channels", lambda encoded: encoded.latent),
     "AutoencoderTiny": ("encoder_block_out_channels", lambda encoded: encoded.latents),
@@ -50,13 +51,13 @@ class Pretrained(Latent):
         if not source:
             raise SettingError(f"latent.source is missing; it must be {WANTED}")
         autoencoder = _load(source, _folder(source, subfolder))
-        resolutions, _ = KINDS[type(autoencoder).__name__]
+        resolutions, _ = AUTOENCODERS[type(autoencoder).__name__]
         super().__init__(autoencoder.config["latent_channels"])
         self.factor = 2 ** (len(autoencoder.config[resolutions]) - 1)
         self.autoencoder = autoencoder.float().requires_grad_(False)
 
     def analyse(self, images: Tensor) -> Tensor:
-        _, latents_of = KINDS[type(self.autoencoder).__name__]
+        _, latents_of = AUTOENCODERS[type(self.autoencoder).__name__]
         return latents_of(self.autoencoder.encode(images))
 
     def synthesise(self, latents: Tensor) -> Tensor:
@@ -67,30 +68,15 @@ def _folder(source: str, subfolder: str | None) -> Path:
     """The folder on disk with the autoencoder's config.json and weights; fetched from the hub if it is not local."""
     places = ("", "vae") if subfolder is None else (subfolder,)
     root = Path(source).expanduser()
-    local = root.is_dir()
-    if not local:
-        root = _snapshot(source, [f"{place}/{CONFIG}".lstrip("/") for place in places])
+    if not root.is_dir():
+        wanted = [f"{place}/{name}".lstrip("/") for place in places for name in (CONFIG, *WEIGHTS)]
+        explain = lambda why: f"latent.source={source!r} cannot be found; it must be {WANTED} ({why})"  # noqa: E731
+        root = fetch(source, wanted, explain)
     for place in places:
         if (root / place / CONFIG).is_file():
-            if not local:
-                _snapshot(source, [f"{place}/{name}".lstrip("/") for name in WEIGHTS])
             return root / place
     tried = " nor ".join(f"{place}/{CONFIG}".lstrip("/") for place in places)
     raise SettingError(f"latent.source={source!r} has no {tried} (latent.subfolder says where); it must be {WANTED}")
-
-
-def _snapshot(source: str, files: list[str]) -> Path:
-    """Fetch ``files`` of the hub's ``source``, or find them in the hub's cache.
-
-    One look-up without retries decides whether the hub is there; diffusers' from_pretrained retries for 23 s a file.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=files))
-    except (OSError, ValueError) as error:  # offline, unknown, private, or not a name at all
-        reason = str(error).strip().split("\n")[0]
-        raise SettingError(f"latent.source={source!r} cannot be found; it must be {WANTED} ({reason})") from error
 
 
 def _load(source: str, folder: Path) -> nn.Module:
@@ -101,8 +87,8 @@ def _load(source: str, folder: Path) -> nn.Module:
         kind = config.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise SettingError(f"latent.source={source!r}: {folder / CONFIG} is not a configuration ({error})") from error
-    if kind not in KINDS:
-        raise SettingError(f"latent.source={source!r} holds a {kind}; allowed: {', '.join(KINDS)}")
+    if kind not in AUTOENCODERS:
+        raise SettingError(f"latent.source={source!r} holds a {kind}; allowed: {', '.join(AUTOENCODERS)}")
     if config.get("in_channels", 3) != 3:
         raise SettingError(f"latent.source={source!r} takes {config['in_channels']} channels; it must take RGB images")
     try:

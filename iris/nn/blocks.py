@@ -99,6 +99,7 @@ class Injection(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim, 2 * dim))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         identity = torch.eye(self.weight.shape[0])

@@ -154,7 +154,7 @@ class Generator(nn.Module):
         backprop: int | None = None,
         exits: Sequence[int] = (),
         draws: torch.Generator | None = None,
-        part: tuple[int, int] = (0, 1),
+        share: tuple[int, int] = (0, 1),
     ) -> Evaluation:
         """Like ``forward``, with what training and sampling with a carried state need.
 
@@ -164,7 +164,7 @@ class Generator(nn.Module):
             backprop: gradient flows through the last so many passes (None: all).
             exits: passes after which the velocity is also read out.
             draws: gives the noise of depth.initial=noise; None: one fixed map, the same for every image.
-            part: (index, of): z is the rows index::of of a batch, for all of which ``draws`` gives noise.
+            share: (index, of): z is the rows index::of of a batch, for all of which ``draws`` gives noise.
 
         Raises:
             SettingError: as ``forward``; an exit outside the loop; a carried state that the generator has no use for.
@@ -179,7 +179,7 @@ class Generator(nn.Module):
         x = x + position_embedding(x.shape[1], x.shape[2], x.shape[3], x.device, x.dtype)
         for block in self.prelude:
             x = block(x, signal)
-        state = self._initial(x, draws, part)
+        state = self._initial(x, draws, share)
         if carried is not None:
             state = state + self.carried(rms_normalise(carried))
         state, left = self.loop(state, x, condition, text, iterations, backprop, exits)
@@ -237,13 +237,13 @@ class Generator(nn.Module):
     def _signal(self, condition: Tensor) -> Tensor:
         return condition if self.projection is None else self.projection(F.silu(condition))
 
-    def _initial(self, given: Tensor, draws: torch.Generator | None, part: tuple[int, int] = (0, 1)) -> Tensor:
+    def _initial(self, given: Tensor, draws: torch.Generator | None, share: tuple[int, int] = (0, 1)) -> Tensor:
         kind = self.config.depth.initial
         if kind == "input":
             return given
         if kind == "zero":
             return torch.zeros_like(given)
-        index, of = part if draws is not None else (0, 1)
+        index, of = share if draws is not None else (0, 1)
         shape = (1 if draws is None else len(given) * of, *given.shape[1:])
         noise = _fixed_noise(*shape) if draws is None else torch.randn(shape, generator=draws)
         return (noise[index::of] * INITIAL_STD).to(given).expand_as(given)

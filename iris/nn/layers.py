@@ -44,6 +44,7 @@ class BlockLinear(nn.Module):
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, width // blocks, width // blocks))
         self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
@@ -60,6 +61,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.scale)
@@ -98,6 +100,7 @@ class ModulationTable(nn.Module):
     def __init__(self, dim: int, parts: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(parts, dim))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.table)

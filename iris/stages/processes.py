@@ -17,6 +17,11 @@ Value = TypeVar("Value")
 POLL_SECONDS = 0.2
 
 
+def _started() -> bool:
+    """Whether something that starts several processes started this one."""
+    return any(name in os.environ for name in ("WORLD_SIZE", "SUBMITIT_EXECUTOR"))
+
+
 class Place(NamedTuple):
     """Where one of the processes is."""
 
@@ -29,28 +34,35 @@ class Processes:
     """This process among those that torchrun, or submitit with several tasks, started.
 
     Args:
-        device: train.device.
+        device: compute.device.
+        planned: how many there will be, where work is planned for others.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, planned: int | None = None) -> None:
+        self._device, self._planned = device, planned
+
+    @property
+    def name(self) -> str:
+        """The setting."""
+        return self._device
 
     @cached_property
     def _place(self) -> Place:
-        """Joins the others."""
+        """Joins the others; alone on the processor it needs no Accelerate, which takes seconds to load."""
+        if self._device == "cpu" and not _started():
+            return Place(0, 1, torch.device("cpu"))
         accelerator = make_accelerator(self._device, "no", 1)
         return Place(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
     @property
     def count(self) -> int:
         """How many there are; 1 is known without loading Accelerate."""
-        started = any(name in os.environ for name in ("WORLD_SIZE", "SUBMITIT_EXECUTOR"))
-        return self._place.count if started else 1
+        return self._planned or (self._place.count if _started() else 1)
 
     @property
     def rank(self) -> int:
         """Which of them this is."""
-        return 0 if self.count == 1 else self._place.rank
+        return 0 if self._planned or self.count == 1 else self._place.rank
 
     @property
     def first(self) -> bool:

@@ -1,114 +1,94 @@
-"""The settings of ``python -m iris.training``: typed, checked, and what of them determines a stage's weights."""
+"""The settings of a trained model: each group declared beside the code that reads it, put together here.
+
+A chain of stages reads them: ``vae.*``, ``pretrain.*``, ``train.*``, ``finetune.*`` and ``distill.*`` say how the stages vae,
+class, text, aesthetic and distill are trained; all of them share the data, the latent, the model and ``compute.*``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from iris.data.settings import KINDS, READY
-from iris.diffusion.distill import DistillSettings
-from iris.errors import SettingError
+from iris.data.settings import DATA_OPTIONS, Data
+from iris.diffusion.sampling import Sample
+from iris.latents import LATENTS
 from iris.latents.discriminator import AdversarialOptions
 from iris.latents.losses import ReconstructionOptions
 from iris.latents.perceptual import PerceptualOptions
 from iris.nn.depth import Depth
 from iris.nn.mixers import AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
-from iris.settings import Composer, build, number, one_of, plain_values
-from iris.training.flow_settings import FlowTraining, Model
+from iris.settings import Tree, setting
+from iris.training.distill_settings import DistillSettings
+from iris.training.settings import Compute, FlowTraining, Training, VAETraining
 
 STAGES = ("vae", "class", "text", "aesthetic", "distill")
-CONF = Path(__file__).parents[1] / "training" / "conf"
-GROUPS = ("stage", "data", "latent", "model", "scale")
-COMPOSER = Composer("iris.training.conf", CONF, GROUPS, "stage=text or train.steps=2000")
+# Stage -> the group that says how it is trained.
+TRAINED_BY = {"vae": "vae", "class": "pretrain", "text": "train", "aesthetic": "finetune", "distill": "distill"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Captioned images (conf/data); null leaves a choice to the source. See ``iris.data.SourceSettings``; ``live`` and
-    ``workers`` are the stages' own."""
+class LatentSpace:
+    """Settings latent.*: the space that the flow works in; a latent ignores what it has no use for."""
 
-    name: str = one_of(*KINDS, *READY)
-    path: str | None
-    config: str | None
-    revision: str | None
-    streaming: bool | None
-    size: int | None = number(8)
-    crop: str | None
-    image_column: str | None
-    text_column: str | None
-    label_column: str | None
-    score_column: str | None
-    min_score: float | None
-    labels: list | None
-    train: int | None = number(1)
-    validation: int | float | None = number(0)
-    seed: int | None
-    buffer: int | None = number(1)
-    max_bad: float | None = number(0, 0.99)
-    live: bool
-    workers: int = number(0)
+    name: str = setting("wavelet_vae", "the kind", choices=tuple(LATENTS))
+    weights: str | None = setting(None, "a key or folder of a trained latent; null: stage vae trains it", result=False)
+    patch: int = setting(4, "of pixel: side of a patch", low=1)
+    levels: int = setting(2, "halvings by the front end: Haar levels", low=1, high=6)
+    stages: int = setting(0, "further halvings that the VAE learns", low=0, high=6)
+    channels: int = setting(8, "of a VAE", low=1)
+    width: int = setting(96, "channels inside a VAE", low=8)
+    blocks: int = setting(1, "residual blocks per resolution of a VAE", low=0)
+    front: str = setting("conv", "of conv_vae", choices=("conv", "unshuffle"))
+    decoder: str = setting("standard", "phone: at most 1.5 M parameters", choices=("standard", "phone"))
+    source: str | None = setting(None, "of pretrained: hub name or folder of a diffusers autoencoder")
+    subfolder: str | None = setting(None, "of pretrained, where the source is more than the autoencoder")
+    store: str = setting("float32", "encoded data on disk", choices=("float16", "bfloat16", "float32"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentChoice:
-    """The latent space (conf/latent); a latent ignores what it has no use for."""
+class Model:
+    """Settings model.*: the generator and the text encoder trained with it."""
 
-    name: str = one_of("pixel", "haar", "wavelet_vae", "conv_vae", "pretrained")
-    patch: int = number(1)
-    levels: int = number(1, 6)
-    stages: int = number(0, 6)
-    channels: int = number(1)
-    width: int = number(8)
-    blocks: int = number(1)
-    front: str = one_of("conv", "unshuffle")
-    decoder: str = one_of("standard", "phone")
-    source: str | None
-    subfolder: str | None
-    store: str = one_of("float16", "bfloat16", "float32")
-    kl_weight: float = number(0)
-    detail_weight: float = number(0)
+    mixer: str = setting("grfm", "a name of iris.nn.mixers.MIXERS, grfm[…] with pathways, or my_module:MyMixer")
+    mixer_width: int | None = setting(None, "inner width of the mixer; null: dim (grid.match sets it)", low=1)
+    dim: int = setting(64, "channels", low=4)
+    heads: int = setting(4, "of attention, blocks of block-diagonal maps", low=1)
+    prelude: int = setting(2, "convolution blocks before the core", low=1)
+    core: int = setting(1, "layers that are looped", low=1)
+    coda: int = setting(2, "blocks of local attention behind the core", low=1)
+    iterations: int = setting(4, "passes through the core", low=1)
+    ffn_ratio: float = setting(3.0, "hidden width of a feed-forward over dim", low=0, above=True)
+    text: str = setting(
+        "words", "words: trained with it; labels: captions are classes", choices=("words", "labels", "clip")
+    )
+    text_source: str | None = setting(None, "of clip: hub name or folder; null: openai/clip-vit-large-patch14")
+    text_width: int = setting(64, "of words and labels", low=4)
+    text_length: int = setting(20, "of words: tokens of a caption", low=2)
+    text_layers: int = setting(1, "of words: transformer layers", low=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Train(FlowTraining):
-    """How a stage is trained: train.* of the stage that the command names."""
-
-    precision: str = one_of("no", "bf16", "fp16")
-    compile: bool
-    device: str
-    accumulate: int = number(1)
-    gradient_checkpointing: bool
-    skip_nonfinite: int = number(0)
-    checkpoint_seconds: float = number(0)
-    keep: int = number(1)
-    log_every: int = number(1)
-    validate_every: int = number(0)
+# The settings of ``model`` that describe its text encoder.
+MODEL_TEXT = ("text", "text_source", "text_width", "text_length", "text_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The pictures that train.validate_every makes. guidance 1 means none."""
+class Preview:
+    """Settings preview.*: the pictures that compute.validate_every makes, sampled as sample.* says."""
 
-    count: int = number(1, 256)
-    prompts: list | None
-    sampler: str = one_of("euler", "heun", "midpoint", "stochastic")
-    steps: int = number(1)
-    guidance: float = number(0)
-    guidance_start: float = number(0, 1)
-    guidance_end: float = number(0, 1)
-    guidance_rescale: float = number(0, 1)
-    shift: float = number(0, above=True)
+    count: int = setting(16, "pictures", low=1, high=256, result=False)
+    prompts: list | None = setting(None, "null: captions of held-out rows", result=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The whole configuration. ``start`` is the setting ``from``, a word that Python keeps for itself."""
+class Recipe:
+    """All that a trained model depends on, and how it is trained."""
 
-    stage: str = one_of(*STAGES)
+    stage: str = setting("text", "the stage that the chain ends with", choices=STAGES)
+    start: str | None = setting(None, "what it starts from: stages such as class or class,text, a key or a folder")
+    seed: int = setting(0, "of everything that is trained", low=0)
     data: Data
-    latent: LatentChoice
+    latent: LatentSpace
+    vae: VAETraining
     reconstruction: ReconstructionOptions
     perceptual: PerceptualOptions
     adversarial: AdversarialOptions
@@ -119,89 +99,87 @@ class Settings:
     spatial: SpatialOptions
     fusion: FusionOptions
     attention: AttentionOptions
-    train: Train
+    pretrain: FlowTraining
+    train: FlowTraining
+    finetune: FlowTraining
     student: DistillSettings
+    distill: Training
+    compute: Compute
     sample: Sample
-    start: str | None
-    vae: str | None
-    out: str | None
-    runs_dir: str
-    seed: int = number(0)
-    threads: int | None = number(1)
-    log: str = one_of("mlflow", "none")
+    preview: Preview
+
+    def training(self, stage: str) -> Any:
+        """How a stage is trained."""
+        return getattr(self, TRAINED_BY[stage])
 
 
-# Of train.*: where and how a run is computed, watched and kept. The rest determines the weights.
-RUNNING = (
-    "device",
-    "accumulate",
-    "gradient_checkpointing",
-    "skip_nonfinite",
-    "checkpoint_seconds",
-    "keep",
-    "log_every",
-    "validate_every",
+RECIPE_CHANGES: dict[str, Any] = {
+    "finetune": {"steps": 200, "learning_rate": 1.0e-3, "warmup": 0.1},
+    "student": {"guidance": 2.5},
+}
+RECIPE_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "data": DATA_OPTIONS,
+    "latent": {name: {"name": name} for name in LATENTS},
+    # The sizes of iris.presets, with the text encoder of model.text.
+    "model": {
+        "iris": {},
+        "tiny": {"dim": 320, "heads": 5, "core": 4, "ffn_ratio": 3.75},
+        "small": {"dim": 512, "heads": 8, "core": 4, "ffn_ratio": 3.75},
+        "base": {"dim": 768, "heads": 12, "core": 6, "ffn_ratio": 3.75},
+    },
+    "sample": {
+        "default": {},
+        "euler": {"sampler": "euler", "steps": 6},
+        "heun": {"sampler": "heun", "steps": 4},
+        "midpoint": {"sampler": "midpoint", "steps": 4},
+        "stochastic": {"sampler": "stochastic", "steps": 4},
+    },
+}
+SCALES: dict[str, dict[str, Any]] = {
+    # Two processor cores, minutes.
+    "default": {},
+    # Seconds: does everything run? Its weights mean nothing.
+    "smoke": {
+        "data": {"train": 512, "validation": 128, "heldout": 64},
+        "latent": {"width": 32},
+        "vae": {"steps": 30, "batch": 16},
+        "model": {"dim": 32, "text_width": 32},
+        "pretrain": {"steps": 12, "batch": 16},
+        "train": {"steps": 12, "batch": 16},
+        "finetune": {"steps": 12, "batch": 16},
+        "student": {"grid": 8},
+        "distill": {"steps": 12, "batch": 16},
+        "compute": {"log_every": 4},
+        "preview": {"count": 4},
+        "sample": {"steps": 2},
+    },
+    # One data-centre GPU a process, hours.
+    "gpu": {
+        "data": {"validation": 10000},
+        "latent": {"store": "float16"},
+        "model": {"dim": 384, "heads": 6, "core": 2, "iterations": 8},
+        "pretrain": {"steps": 40000, "batch": 256, "learning_rate": 1.0e-3, "ema": 0.9995},
+        "train": {"steps": 40000, "batch": 256, "learning_rate": 1.0e-3, "ema": 0.9995},
+        "compute": {"device": "auto", "precision": "bf16", "log_every": 50, "checkpoint_seconds": 120.0},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Recipe):
+    """The settings of ``python -m iris.training``."""
+
+    out: str | None = setting(None, "folder for the finished weights; null: they stay below runs_dir", result=False)
+    runs_dir: str = setting("runs", "stages", result=False)
+    threads: int | None = setting(None, "processor threads; null: all cores", low=1, result=False)
+    log: str = setting("mlflow", "who is told of it", choices=("mlflow", "none"), result=False)
+
+
+TREE = Tree(
+    Command,
+    RECIPE_GROUPS,
+    {"scale": lambda: SCALES},
+    {"scale": "default"},
+    RECIPE_CHANGES | {"compute": {"validate_every": 300}},
+    "stage=text or train.steps=2000",
 )
-# Of train.*: what a VAE has a use for.
-VAE_TRAIN = (
-    "steps",
-    "batch",
-    "optimiser",
-    "learning_rate",
-    "weight_decay",
-    "warmup",
-    "decay",
-    "clip",
-    "ema",
-    "precision",
-    "compile",
-)
-# Those words of a command line that a stage which is made on the way shares with the stage that asked for it: not how
-# that one is trained, what it starts from, or which rows it selects.
-OWN = ("stage", "train", "student", "from", "out")
-SELECTION = ("data.score_column", "data.min_score")  # of stage=aesthetic
-PASSING = ("data.live", "data.workers", "data.crop")  # of no use to stage=vae, which stores its pictures
-SHARED_TRAIN = ("device", "precision", "compile", "skip_nonfinite", "checkpoint_seconds", "keep", "log_every")
-
-
-def compose(overrides: Sequence[str]) -> Any:
-    """The composed configuration of a command line; ``student.steps=1,2,4`` is a list, as it looks.
-
-    Raises:
-        SettingError: a group, option, key or value that does not exist or cannot be read.
-    """
-    return COMPOSER.composed([listed(word) for word in overrides])
-
-
-def settings_of(overrides: Sequence[str]) -> Settings:
-    """Checked settings of a command line.
-
-    Raises:
-        SettingError: as ``compose`` and ``iris.settings.build``; no stage.
-    """
-    if not any(word.startswith("stage=") for word in overrides):
-        raise SettingError(f"stage is missing; allowed: {', '.join(STAGES)}")
-    values = plain_values(compose(overrides))
-    for name in ("from", "vae", "out"):
-        if not isinstance(values[name], str | None):
-            raise SettingError(f"{name}={values[name]!r} must be str or null")
-    values["start"] = values.pop("from")
-    return build(Settings, values)
-
-
-def listed(word: str) -> str:
-    """``key=1,2,4`` as ``key=[1,2,4]``: Hydra takes the former for a sweep."""
-    key, equals, value = word.partition("=")
-    return f"{key}=[{value}]" if equals and "," in value and not set(value) & set("[]{}()'\"") else word
-
-
-def words_for(stage: str, overrides: Sequence[str]) -> list[str]:
-    """The command line of an earlier stage that a command needs: what both share, under ``stage=``."""
-    own = {*OWN, *(() if stage == "aesthetic" else SELECTION), *(("vae", *PASSING) if stage == "vae" else ())}
-
-    shared = {f"train.{name}" for name in SHARED_TRAIN}
-
-    def kept(key: str) -> bool:
-        return key in shared or not any(key == name or key.startswith(f"{name}.") for name in own)
-
-    return [f"stage={stage}", *[word for word in overrides if kept(word.partition("=")[0])]]

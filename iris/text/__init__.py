@@ -10,6 +10,7 @@ from iris.text.base import TextEncoder
 from iris.text.cache import EmbeddedText, embed_captions
 from iris.text.clip import CLIPText
 from iris.text.labels import ClassLabels
+from iris.text.prompts import encode_prompts
 from iris.text.words import PAD, START, UNKNOWN, Vocabulary, WordEncoder
 
 TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"words": WordEncoder, "clip": CLIPText, "labels": ClassLabels}
@@ -44,4 +45,5 @@ __all__ = [
     "WordEncoder",
     "build_text_encoder",
     "embed_captions",
+    "encode_prompts",
 ]

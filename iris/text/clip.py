@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iris.errors import SettingError, require_choice
+from iris.io.tensors import DTYPES
 from iris.nn.condition import TextCondition
 from iris.text.base import TextEncoder
 from iris.text.hub import explain, locate
@@ -31,7 +32,6 @@ VIT_L_14 = {
     "eos_token_id": 2,
 }
 LARGEST = 2
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class CLIPText(TextEncoder):

@@ -59,6 +59,7 @@ class TokenTable(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, width))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from iris.io.command import answer_options, failed
 
 HELP = """\
 Train IRIS, a stage at a time. A stage that needs an earlier one finds it or makes it.
@@ -14,16 +15,17 @@ Train IRIS, a stage at a time. A stage that needs an earlier one finds it or mak
   python -m iris.training stage=vae latent=wavelet_vae data=shapes
   python -m iris.training stage=class data=cifar10 data.path=cifar10/
   python -m iris.training stage=text data=shapes                    # from nothing
-  python -m iris.training stage=text data=shapes from=class         # from the class stage's generator
+  python -m iris.training stage=text data=shapes start=class        # from the class stage's generator
   python -m iris.training stage=aesthetic data=parquet data.path=rows.parquet data.score_column=score data.min_score=5
-  python -m iris.training stage=distill student.steps=1,2,4         # from=text, class, aesthetic, a key or a folder
+  python -m iris.training stage=distill student.steps=1,2,4         # start=text, class, aesthetic, a key or a folder
   python -m iris.training stage=text scale=smoke out=model          # seconds; the weights go to model/
   python -m iris.training stage=text --cfg job                      # the composed configuration
+  python -m iris.training --help train                              # the settings of a group
   torchrun --nproc-per-node 8 -m iris.training stage=text scale=gpu # the processes share each batch
 
-train.* and student.* belong to the stage that is named; one made on the way has its own values, and shares the data,
-the latent, the model and the scale. Run again after a stop: a stage goes on where it was, a finished one is taken as
-it is.
+How each stage is trained: vae.* (vae), pretrain.* (class), train.* (text), finetune.* (aesthetic), distill.* and student.*
+(distill); compute.* says on what. Run again after a stop: a stage goes on where it was, a finished one is taken as it is.
+A grid with the same settings finds it too.
 Exit codes: 0 done, 1 training failed, 2 a setting cannot be used, 130 interrupted, 128 + n after signal n.
 
 Groups (group=option), and any setting as key=value:"""
@@ -37,12 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from iris.io.files import FULL
     from iris.training.safety import DiskFull, LostWorker, NonFiniteLoss, OutOfMemory, ShareError
 
-    if "--help" in words or "-h" in words:
-        return _help()
     try:
-        if _wants_config(words):
-            return _show(words)
-        run(words)
+        if not answer_options(words, _tree, HELP):
+            run(words)
     except ShareError as error:
         return _failed(error, 2, shared=False)
     except SettingError as error:
@@ -77,69 +76,52 @@ def run(words: Sequence[str]) -> Path:
 
     from iris.io.follower import following
     from iris.io.progress import Progress
-    from iris.stages import stage_of
-    from iris.stages.base import RESULT, Desk, check_out, publish
+    from iris.stages import Context, stage_of
+    from iris.stages.engine import unobserved
     from iris.stages.processes import Processes
-    from iris.stages.settings import settings_of
+    from iris.training.publishing import check_out, publish
 
-    settings = settings_of(words)
+    if not any(word.startswith("stage=") for word in words):
+        raise _stage_missing()
+    settings = _tree().build(words)
     check_out(settings.out)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    processes = Processes(settings.train.device)
+    processes = Processes(settings.compute.device)
     with Progress(quiet=not processes.first) as progress, following(settings.log, progress.say) as follower:
-        stage = stage_of(words, Desk(Path(settings.runs_dir), progress, processes, follower))
+        observe = follower.observe if follower and processes.first else unobserved
+        stage = stage_of(settings, Context(Path(settings.runs_dir), progress, processes, observe))
         place = stage.make()
+        if follower and processes.first:
+            for told in follower.catch_up(one.folder for one in stage.chain()):
+                progress.say(f"{told}: MLflow gets what it missed")
         if processes.first and settings.out is not None:
             place = publish(place, settings.out)
-        result = json.loads((stage.folder / RESULT).read_text())
         progress.say(f"weights   {place}")
-        for line in stage.usage(place, result):
+        for line in stage.usage(place):
             progress.say(f"use them  {line}")
     return place
 
 
+def _tree():
+    from iris.stages.settings import TREE
+
+    return TREE
+
+
+def _stage_missing() -> Exception:
+    from iris.errors import SettingError
+    from iris.stages.settings import STAGES
+
+    return SettingError(f"stage is missing; allowed: {', '.join(STAGES)}")
+
+
 def _failed(error: Exception | str, code: int, shared: bool = True) -> int:
-    """Say why in one line: once what all processes have (``shared``), else whichever of them has it."""
+    """Say why: once what all processes have (``shared``), else whichever of them has it."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not shared:
-        process = "" if rank == "0" else f" (process {rank})"
-        print(f"error{process}: {' '.join(str(error).split())}", file=sys.stderr)
+        failed(error, code, "" if rank == "0" else f" (process {rank})")
     return code
-
-
-def _help() -> int:
-    from iris.stages.settings import COMPOSER
-
-    print(HELP)
-    for group in COMPOSER.groups:
-        print(f"  {group:7} {', '.join(COMPOSER.options(group))}")
-    return 0
-
-
-def _show(words: Sequence[str]) -> int:
-    from omegaconf import OmegaConf
-
-    from iris.stages.settings import compose
-
-    print(OmegaConf.to_yaml(compose(words)), end="")
-    return 0
-
-
-def _wants_config(words: list[str]) -> bool:
-    """Take ``--cfg job`` out of the words; whether it was there."""
-    from iris.errors import SettingError
-
-    for index, word in enumerate(words):
-        if word in ("--cfg", "-c") or word.startswith("--cfg="):
-            what = word.partition("=")[2] or (words[index + 1] if index + 1 < len(words) else "")
-            if what != "job":
-                raise SettingError(f"--cfg {what}: only 'job' is there to be shown")
-            del words[index : index + (1 if "=" in word else 2)]
-            return True
-        if word.startswith("-"):
-            raise SettingError(f"{word} is no option; allowed: --help, --cfg job, and key=value settings")
-    return False
 
 
 if __name__ == "__main__":

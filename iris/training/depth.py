@@ -13,7 +13,7 @@ from iris.errors import SettingError
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Evaluation, Generator, GeneratorConfig
 from iris.randomness import addressed
-from iris.training.loop import WHOLE, Part
+from iris.training.loop import WHOLE, Share
 
 RATE_STD = 0.5  # Huginn's sigma
 LONGEST = 4  # times model.iterations: bounds a step's memory, and shortens 0.2% of the draws at 8 passes, 3% at 1
@@ -62,9 +62,9 @@ def passes_of(config: GeneratorConfig, seed: int, step: int) -> Passes:
 
 
 def evaluate(
-    generator: Generator, z: Tensor, t: Tensor, text: TextCondition, seed: int, step: int, part: Part = WHOLE
+    generator: Generator, z: Tensor, t: Tensor, text: TextCondition, seed: int, step: int, share: Share = WHOLE
 ) -> Evaluation:
-    """The evaluation that step ``step`` learns from, as the generator's depth.* says; z, t and text are its ``part``.
+    """The evaluation that step ``step`` learns from, as the generator's depth.* says; z, t and text are its ``share``.
 
     With depth.carry an addressed draw lets half of the steps start from the state that an evaluation of the same latent
     without gradient ended in, so that both beginnings met in sampling are trained: the first step's, and a later one's
@@ -83,7 +83,7 @@ def evaluate(
             backprop=depth.backprop,
             exits=exits,
             draws=addressed(seed, "state", step),
-            part=part,
+            share=share,
         )
 
     carried = None

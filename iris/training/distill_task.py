@@ -8,27 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iris.diffusion.distill import (
-    DistillSettings,
+from iris.diffusion.distillation import (
     RowVelocity,
     consistency_target,
-    fold,
     guided,
-    make_student,
     move,
     pseudo_huber,
     rising_grid,
     shortcut_target,
     solve,
-    student_times,
 )
 from iris.diffusion.flow import TimeSampling, interpolate
 from iris.errors import SettingError
 from iris.model import TextToLatent, device_of
 from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator
+from iris.nn.student import fold, make_student, student_times
 from iris.randomness import addressed
-from iris.training.loop import WHOLE, Part
+from iris.training.distill_settings import DistillSettings
+from iris.training.loop import WHOLE, Share
 from iris.training.safety import BatchFacts
 from iris.training.tasks import batch_indices, keys_of
 
@@ -44,12 +42,16 @@ class Distillation(nn.Module):
         teacher: text encoder and generator, trained.
         settings: student.*.
         seed: draws the embeddings that the student has and the teacher has not.
+
+    Raises:
+        SettingError: passes that the teacher does not have.
     """
 
     def __init__(self, teacher: TextToLatent, settings: DistillSettings, seed: int) -> None:
         super().__init__()
         self.settings = settings
-        student = make_student(teacher.generator, settings, seed)
+        settings.check_passes(teacher.generator.config)
+        student = make_student(teacher.generator, settings.numbers, seed, settings.iterations)
         teacher.requires_grad_(False)
         self.student = TextToLatent(teacher.text, student)
         self.teacher = teacher.generator
@@ -58,7 +60,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the target towards the student, once a step however many parts the step has."""
+        """Move the target towards the student, once a step however many shares the step has."""
         if step <= int(self.followed):
             return
         moving, leading = list(self.target.parameters()), list(self.student.generator.parameters())
@@ -71,9 +73,10 @@ class Distillation(nn.Module):
         Sample it as ``settings.sampling(steps)`` says, without guidance.
 
         Raises:
-            SettingError: as ``iris.diffusion.distill.fold``.
+            SettingError: steps or a scale that the student was not trained for.
         """
-        return TextToLatent(self.student.text, fold(self.student.generator, self.settings, steps, guidance))
+        told = self.settings.told_throughout(steps, guidance)
+        return TextToLatent(self.student.text, fold(self.student.generator, told))
 
 
 @dataclass
@@ -125,19 +128,19 @@ class DistillTask:
     def __post_init__(self) -> None:
         settings = self.module.settings
         if settings.grid_end is not None and self.steps is None:
-            raise SettingError("student.grid_end needs train.steps, over which the grid changes")
+            raise SettingError("student.grid_end needs distill.steps, over which the grid changes")
         if settings.method == "shortcut" and self.batch < 2:
-            raise SettingError(f"train.batch={self.batch} must be at least 2 with student.method=shortcut")
+            raise SettingError(f"distill.batch={self.batch} must be at least 2 with student.method=shortcut")
 
     def rows(self, step: int) -> Tensor:
         """Which latents and captions step ``step`` takes."""
         return batch_indices(len(self.latents), self.batch, self.seed, step)
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         self.module.follow(step)
-        batch = self._batch(step, part)
+        batch = self._batch(step, share)
         objective = self._consistency if self.module.settings.method == "consistency" else self._shortcut
-        return objective(step, part, batch)
+        return objective(step, share, batch)
 
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
@@ -145,12 +148,12 @@ class DistillTask:
         rows = self.rows(step).tolist()
         return BatchFacts(rows, tuple(self.latents.shape[1:]), settings, keys_of(self.latents, rows))
 
-    def _consistency(self, step: int, part: Part, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _consistency(self, step: int, share: Share, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f(z_t, t) towards f at the latent that the teacher makes of z_t one interval of the grid later."""
         settings = self.module.settings
         count = settings.grid_at(step, self.steps)
         grid = rising_grid(count, settings.shift)
-        above = part.take(self._positions(step, torch.tensor(count))) + 1
+        above = share.take(self._positions(step, torch.tensor(count))) + 1
         length = count // settings.segments
         t, to, end = (grid[i].to(batch.clean) for i in (above, above - 1, (above - 1) // length * length))
         z = interpolate(batch.clean, batch.noise, t)
@@ -161,16 +164,16 @@ class DistillTask:
         extras = {"mse": (predicted - target).detach().square().mean(), "grid": predicted.new_tensor(float(count))}
         return pseudo_huber(predicted, target, settings.delta), extras
 
-    def _shortcut(self, step: int, part: Part, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _shortcut(self, step: int, share: Share, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean velocity of a step: the teacher's over an interval of the grid, or that of two half steps."""
         settings = self.module.settings
         own = min(max(1, round(self.batch * settings.bootstrap)), self.batch - 1)
         level = torch.full((self.batch,), settings.levels)
         level[:own] = torch.randint(settings.levels, (own,), generator=addressed(self.seed, "level", step))
         t = (self._positions(step, 2**level) + 1) / 2.0**level
-        level, t = (part.take(x).to(batch.clean) for x in (level, t))
+        level, t = (share.take(x).to(batch.clean) for x in (level, t))
         z = interpolate(batch.clean, batch.noise, t)
-        learns = part.take(torch.arange(self.batch)).to(z.device) < own
+        learns = share.take(torch.arange(self.batch)).to(z.device) < own
         with torch.no_grad():
             target = torch.empty_like(z)
             if learns.any():
@@ -190,13 +193,13 @@ class DistillTask:
                 )
                 target[~learns] = (start - end) / size
         error = (self._student(z, t, batch, level) - target).square().flatten(1).mean(1)
-        whole = part.of * error.detach()  # the mean of this over the parts is a sum over the batch's rows
+        whole = share.of * error.detach()  # the mean of this over the shares is a sum over the batch's rows
         extras = {"loss_own": whole[learns].sum() / own, "loss_teacher": whole[~learns].sum() / (self.batch - own)}
         return error.mean(), extras
 
-    def _batch(self, step: int, part: Part) -> Batch:
-        """The rows of the step's batch that ``part`` names; everything is drawn for the whole batch."""
-        settings, place, chosen = self.module.settings, device_of(self.module), part.take(self.rows(step))
+    def _batch(self, step: int, share: Share) -> Batch:
+        """The rows of the step's batch that ``share`` names; everything is drawn for the whole batch."""
+        settings, place, chosen = self.module.settings, device_of(self.module), share.take(self.rows(step))
         noise = torch.randn((self.batch, *self.latents.shape[1:]), generator=addressed(self.seed, "noise", step))
         scale = torch.full((self.batch,), float(settings.guidance))
         if settings.guidance_max is not None:
@@ -209,7 +212,7 @@ class DistillTask:
             if settings.guidance != 1 or settings.guidance_max is not None:
                 null = self.module.student.text(self.null[None].to(place))
                 null = TextCondition(*(value.expand(len(clean), *value.shape[1:]) for value in null))
-        return Batch(self.module, clean, part.take(noise).to(clean), text, null, part.take(scale).to(place))
+        return Batch(self.module, clean, share.take(noise).to(clean), text, null, share.take(scale).to(place))
 
     def _positions(self, step: int, counts: Tensor) -> Tensor:
         """For each row of the batch a whole number from 0 to ``counts`` - 1 (int64 [B]), stratified over the batch."""
@@ -223,5 +226,5 @@ class DistillTask:
         return self._velocity(self.module.target, z, t, batch, level)
 
     def _velocity(self, network: Generator, z: Tensor, t: Tensor, batch: Batch, level: Tensor | None) -> Tensor:
-        times = student_times(self.module.settings, t, level, batch.scale)
+        times = student_times(t, self.module.settings.told(level, batch.scale))
         return network.evaluate(z, times, batch.text, backprop=network.config.depth.backprop).velocity.to(z.dtype)

@@ -18,7 +18,7 @@ from iris.io.pixels import to_images
 from iris.latents import Latent
 from iris.model import device_of
 from iris.training.loading import Loader
-from iris.training.loop import WHOLE, Part
+from iris.training.loop import WHOLE, Share
 from iris.training.safety import BatchFacts, ShareError
 from iris.training.tasks import FlowTask
 
@@ -155,13 +155,13 @@ class LiveFlowTask(FlowTask):
         """Called by the loop before the first step, and after a stop."""
         self.live.go_on_at(step)
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        rank, index = divmod(part.index, part.of // self.live.world)
-        # The loop's part, but for the rows that it takes: all parts of a process are rows of that process.
-        return super().loss(step, Part(rank + self.live.world * index, part.of))
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        rank, index = divmod(share.index, share.of // self.live.world)
+        # The loop's share, but for the rows that it takes: all shares of a process are rows of that process.
+        return super().loss(step, Share(rank + self.live.world * index, share.of))
 
-    def examples(self, step: int, part: Part) -> tuple[Tensor, Tensor]:
-        batch, own = self.live.of(step), slice(part.index // self.live.world, None, part.of // self.live.world)
+    def examples(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
+        batch, own = self.live.of(step), slice(share.index // self.live.world, None, share.of // self.live.world)
         try:
             captions = self.module.text.tokenise(self.texts(batch)[own])
         except SettingError as error:  # a caption that is no class

@@ -1,8 +1,8 @@
 """The training loop: whatever is trained, this runs it, keeps it safe and says how it goes.
 
-``fit`` is the loop, top to bottom; ``Run`` (``iris.training.run``) is the state between two steps. A step is the same
-whether one process takes the whole batch, or several do, or one in several parts: the task draws everything for the
-global batch at the step's address, and each part takes its rows.
+``fit`` is the loop, top to bottom; ``TrainingRun`` (``iris.training.run``) is the state between two steps. A step is
+the same whether one process takes the whole batch, or several do, or one in several shares: the task draws everything
+for the global batch at the step's address, and each share takes its rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from iris.errors import SettingError, require_choice
 from iris.io.files import write_atomically
 from iris.training.checkpoint import CHECKPOINT
 from iris.training.optimiser import OptimiserSettings, learning_rate_at
-from iris.training.part import WHOLE, Part
-from iris.training.run import Run
+from iris.training.run import TrainingRun
 from iris.training.safety import NonFiniteLoss, Signals, explained_disk, explained_loss_of_worker, explained_memory
+from iris.training.share import WHOLE, Share
 
-__all__ = ["CHECKPOINT", "METRICS", "WHOLE", "LoopSettings", "NonFiniteLoss", "Part", "Task", "fit"]
+__all__ = ["CHECKPOINT", "METRICS", "WHOLE", "LoopSettings", "NonFiniteLoss", "Share", "Task", "fit"]
 
 METRICS = "metrics.jsonl"
 
@@ -40,10 +40,10 @@ class Task(Protocol):
     """
 
     module: nn.Module
-    batch: int  # rows of a step, over all processes and parts
+    batch: int  # rows of a step, over all processes and shares
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss (a scalar) of the rows ``part`` of step ``step``, and extra scalars to log.
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss (a scalar) of the rows ``share`` of step ``step``, and extra scalars to log.
 
         All randomness is drawn for the global batch, addressed by ``step``, and then sliced.
         """
@@ -57,13 +57,14 @@ class LoopSettings:
     Attributes:
         ema: decay of the averaged weights at the end of its warm-up.
         precision: no (float32), bf16, fp16 (with a scaled loss; GPU only).
-        accumulate: parts that each process adds up in a step: less memory, the same result.
+        accumulate: shares that each process adds up in a step: less memory, the same result.
         compile: torch.compile the module's repeated blocks.
         gradient_checkpointing: compute the core's passes again in the backward instead of keeping them.
         keep: checkpoints kept beside the best.
         skip_nonfinite: steps with a loss or gradient that is not finite that are skipped before one stops the run.
         device: cpu, auto, or a torch device type.
         validate_every: steps between two calls of the task's ``validate`` (0: never).
+        group: of settings that steps and optimiser come from, for messages.
 
     Raises:
         SettingError: a value that cannot be used.
@@ -82,13 +83,14 @@ class LoopSettings:
     skip_nonfinite: int = 0
     device: str = "cpu"
     validate_every: int = 0
+    group: str = "train"
 
     def __post_init__(self) -> None:
-        require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
+        require_choice("compute.precision", self.precision, ("no", "bf16", "fp16"))
         least_values = {"accumulate": 1, "keep": 1, "log_every": 1, "skip_nonfinite": 0, "validate_every": 0}
         for name, least in least_values.items():
             if getattr(self, name) < least:
-                raise SettingError(f"train.{name}={getattr(self, name)} must be at least {least}")
+                raise SettingError(f"compute.{name}={getattr(self, name)} must be at least {least}")
 
 
 Observer = Callable[[dict[str, float]], None]
@@ -116,7 +118,7 @@ def fit(
         SettingError: a setting does not fit the task or the machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(task, settings, folder)
+    run = TrainingRun(task, settings, folder)
     if run.main:
         _cut_metrics(folder / METRICS, run.step)
     saved = logged = time.monotonic()

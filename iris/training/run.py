@@ -15,8 +15,8 @@ from iris.errors import SettingError
 from iris.training.checkpoint import Checkpoints, random_state, restore_random_state
 from iris.training.devices import compiled_blocks, make_accelerator
 from iris.training.optimiser import Optimisers
-from iris.training.part import Part
 from iris.training.safety import BatchFacts, non_finite
+from iris.training.share import Share
 
 if TYPE_CHECKING:
     from iris.training.loop import LoopSettings, Task
@@ -31,12 +31,12 @@ class _Loss(nn.Module):
         self._of = task.loss
 
     def forward(self, step: int, index: int, of: int) -> tuple[Tensor, dict[str, Tensor]]:
-        # A task from before parts, or one that cannot be split, need not know of them.
-        return self._of(step) if of == 1 else self._of(step, Part(index, of))
+        # A task from before shares, or one that cannot be split, need not know of them.
+        return self._of(step) if of == 1 else self._of(step, Share(index, of))
 
 
 class Step(NamedTuple):
-    """A step's loss and gradient norm over the global batch, the extras of this process's parts, a signal that came."""
+    """A step's loss and gradient norm over the global batch, the extras of this process's shares, a signal that came."""
 
     loss: float
     norm: float
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     signal: int
 
 
-class Run:
+class TrainingRun:
     """The state of a run between two steps: weights, their average, the optimisers', and how far it is."""
 
     def __init__(self, task: Task, settings: LoopSettings, folder: Path) -> None:
@@ -70,17 +70,17 @@ class Run:
             task.go_on_at(self.step)
 
     def _check(self) -> None:
-        parts = self.world * self.settings.accumulate
-        if self.task.batch % parts:
+        shares = self.world * self.settings.accumulate
+        if self.task.batch % shares:
             raise SettingError(
-                f"train.batch={self.task.batch} must be a multiple of {parts}: {self.world} processes "
-                f"times train.accumulate={self.settings.accumulate}"
+                f"{self.settings.group}.batch={self.task.batch} must be a multiple of {shares}: {self.world} processes "
+                f"times compute.accumulate={self.settings.accumulate}"
             )
         if self.settings.gradient_checkpointing and not self._looped():
-            raise SettingError("train.gradient_checkpointing=true: this stage has no looped core; allowed: false")
+            raise SettingError("compute.gradient_checkpointing=true: this stage has no looped core; allowed: false")
         if self.settings.validate_every and not hasattr(self.task, "validate"):
             raise SettingError(
-                f"train.validate_every={self.settings.validate_every}: this stage has no validation; allowed: 0"
+                f"compute.validate_every={self.settings.validate_every}: this stage has no validation; allowed: 0"
             )
 
     def _looped(self) -> list[nn.Module]:
@@ -104,7 +104,7 @@ class Run:
         first, of = self.accelerator.process_index * count, self.world * count
         losses, extras = [], []
         for index in range(count):
-            # Processes exchange gradients once a step, with the last part.
+            # Processes exchange gradients once a step, with the last share.
             with self.accelerator.no_sync(self.loss) if index < count - 1 else nullcontext():
                 loss, extra = self.loss(self.step, first + index, of)
                 self.accelerator.backward(loss)  # divides by ``accumulate``, and scales in fp16
@@ -134,12 +134,13 @@ class Run:
         if scaler is None or not math.isfinite(step.loss) or scaler.get_scale() <= 1:
             self.skipped += 1
             if self.skipped > self.settings.skip_nonfinite:
+                group = self.settings.group
                 likely = {
-                    "train.learning_rate": chosen.learning_rate,
-                    "train.clip": chosen.clip,
-                    "train.optimiser": chosen.name,
-                    "train.precision": self.settings.precision,
-                    "train.skip_nonfinite": self.settings.skip_nonfinite,
+                    f"{group}.learning_rate": chosen.learning_rate,
+                    f"{group}.clip": chosen.clip,
+                    f"{group}.optimiser": chosen.name,
+                    "compute.precision": self.settings.precision,
+                    "compute.skip_nonfinite": self.settings.skip_nonfinite,
                 }
                 raise non_finite(self.step + 1, step.loss, step.norm, self._facts(), likely)
         self.module.zero_grad(set_to_none=True)
@@ -147,7 +148,7 @@ class Run:
             scaler.update()
 
     def means(self, extras: list[dict[str, Tensor]]) -> dict[str, float]:
-        """The extras over all parts of the step."""
+        """The extras over all shares of the step."""
         if len(extras) == self.world == 1 or not extras[0]:
             return {name: value.item() for name, value in extras[0].items()}
         values = torch.stack([torch.stack([value.float() for value in extra.values()]) for extra in extras]).mean(0)
@@ -245,18 +246,19 @@ class Run:
         """Where memory ran out, and what to turn."""
         chosen, size = self.settings, self._facts().size
         rows = self.task.batch // (self.world * chosen.accumulate)
-        text = f"in step {self.step + 1} with train.batch={self.task.batch}, {rows} rows at a time"
+        batch = f"{chosen.group}.batch"
+        text = f"in step {self.step + 1} with {batch}={self.task.batch}, {rows} rows at a time"
         text += f" of size {' x '.join(map(str, size))}" if size else ""
-        text += f": lower train.batch, or raise train.accumulate={chosen.accumulate} (the same result in smaller parts)"
+        text += f": lower {batch}, or raise compute.accumulate={chosen.accumulate} (the same result in smaller shares)"
         if self._looped() and not chosen.gradient_checkpointing:
-            text += ", or set train.gradient_checkpointing=true"
+            text += ", or set compute.gradient_checkpointing=true"
         return text
 
     def advice_on_look(self) -> str:
         """The same of ``validate``."""
         return (
-            f"while the averaged weights were looked at after step {self.step}: lower sample.count, or set "
-            f"train.validate_every={self.settings.validate_every} to 0 to do without"
+            f"while the averaged weights were looked at after step {self.step}: lower preview.count, or set "
+            f"compute.validate_every={self.settings.validate_every} to 0 to do without"
         )
 
     def _facts(self) -> BatchFacts:

@@ -12,7 +12,7 @@ from iris.diffusion.flow import TimeSampling, check_weight, interpolate, velocit
 from iris.model import TextToLatent, device_of
 from iris.randomness import addressed
 from iris.training.depth import check_depth, depth_loss, evaluate
-from iris.training.loop import WHOLE, Part
+from iris.training.loop import WHOLE, Share
 from iris.training.safety import BatchFacts
 
 
@@ -68,22 +68,22 @@ class FlowTask:
         """Which latents and captions step ``step`` takes."""
         return batch_indices(len(self.latents), self.batch, self.seed, step)
 
-    def examples(self, step: int, part: Part) -> tuple[Tensor, Tensor]:
-        """The latents and the captions that ``part`` of step ``step`` takes."""
-        chosen = part.take(self.rows(step))
+    def examples(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
+        """The latents and the captions that ``share`` of step ``step`` takes."""
+        chosen = share.take(self.rows(step))
         return self.latents[chosen], self.captions[chosen]
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        place, (clean, captions) = device_of(self.module), self.examples(step, part)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        place, (clean, captions) = device_of(self.module), self.examples(step, share)
         clean = clean.to(place)
         dropped = torch.rand(self.batch, generator=addressed(self.seed, "dropout", step)) < self.caption_dropout
-        captions = torch.where(part.take(dropped)[:, None], self.null, captions).to(place)
-        t = part.take(self.times.draw(self.batch, addressed(self.seed, "time", step))).to(place)
+        captions = torch.where(share.take(dropped)[:, None], self.null, captions).to(place)
+        t = share.take(self.times.draw(self.batch, addressed(self.seed, "time", step))).to(place)
         shape = (self.batch, *clean.shape[1:])
-        noise = part.take(torch.randn(shape, generator=addressed(self.seed, "noise", step))).to(place)
+        noise = share.take(torch.randn(shape, generator=addressed(self.seed, "noise", step))).to(place)
         text = self.module.text(captions)
         z = interpolate(clean, noise, t)
-        evaluation = evaluate(self.module.generator, z, t, text, self.seed, step, part)
+        evaluation = evaluate(self.module.generator, z, t, text, self.seed, step, share)
 
         def error(predicted: Tensor, target: Tensor) -> Tensor:
             return weighted_error(predicted, target, t, self.loss_weight, self.min_snr_gamma)

@@ -13,7 +13,7 @@ from iris.latents.discriminator import (
     AdversarialOptions,
     AdversarialVAE,
     PatchDiscriminator,
-    frozen,
+    frozen_logits,
     gradient_ratio,
     hinge_discriminator,
     hinge_generator,
@@ -25,7 +25,7 @@ from iris.latents.perceptual import LPIPS, PerceptualOptions, load_lpips
 from iris.latents.vae import VAE
 from iris.model import device_of
 from iris.randomness import addressed, initialise
-from iris.training.loop import WHOLE, Part
+from iris.training.loop import WHOLE, Share
 from iris.training.safety import BatchFacts
 from iris.training.tasks import batch_indices
 
@@ -44,7 +44,7 @@ class VAETask:
         reconstruction, perceptual, adversarial: what else the loss is made of; the last two are off by default.
         validation: pixels uint8 [M, H, W, 3], all of which ``validate`` and the sub-band PSNR reconstruct.
         band_psnr_every: steps between two rows with ``band_psnr/cA`` and so on, of the weights before that step's
-            update; 0 never. A row is written each train.log_every steps, so that it should be a multiple of that.
+            update; 0 never. A row is written each compute.log_every steps, so that it should be a multiple of that.
 
     Raises:
         SettingError: a term cannot be had at this image size or without a file; band_psnr_every without ``validation``.
@@ -82,12 +82,12 @@ class VAETask:
         """Which images step ``step`` takes."""
         return batch_indices(len(self.pixels), self.batch, self.seed, step)
 
-    def loss(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        self._require_whole(part)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        self._require_whole(share)
         place = device_of(self.module)
-        images = to_images(self.pixels[part.take(self.rows(step))].to(place))
+        images = to_images(self.pixels[share.take(self.rows(step))].to(place))
         shape = (self.batch, self.vae.channels, *self.vae.grid(*images.shape[-2:]))
-        noise = part.take(torch.randn(shape, generator=addressed(self.seed, "posterior", step))).to(place)
+        noise = share.take(torch.randn(shape, generator=addressed(self.seed, "posterior", step))).to(place)
         loss, extras, reconstruction = score(
             self.vae, images, noise, self.kl_weight, self.detail_weight, self.reconstruction
         )
@@ -104,7 +104,7 @@ class VAETask:
 
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
-        weights = {"latent.kl_weight": self.kl_weight, "latent.detail_weight": self.detail_weight}
+        weights = {"vae.kl_weight": self.kl_weight, "vae.detail_weight": self.detail_weight}
         for name in ("perceptual", "adversarial"):
             if weight := getattr(self, name).weight:
                 weights[f"{name}.weight"] = weight
@@ -117,14 +117,14 @@ class VAETask:
             SettingError: there are none.
         """
         if self.validation is None:
-            raise SettingError("train.validate_every: this stage was given no validation images; allowed: 0")
+            raise SettingError("compute.validate_every: this stage was given no validation images; allowed: 0")
         images, reconstruction = self._validate()
         return (reconstruction - images).square().mean().item()
 
     def _play(self, loss: Tensor, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``loss`` with the adversarial term and the gradient of the discriminator's own loss, and what to log."""
         discriminator = self.module.discriminator
-        fooled = hinge_generator(frozen(discriminator, reconstruction))
+        fooled = hinge_generator(frozen_logits(discriminator, reconstruction))
         weight = loss.new_tensor(self.adversarial.weight)
         if self.adversarial.balance == "adaptive":
             weight = weight * gradient_ratio(loss, fooled, last_weight(self.vae))
@@ -132,14 +132,14 @@ class VAETask:
         extras = {"generator": fooled.detach(), "discriminator": taught.detach(), "adversarial_weight": weight}
         return loss + weight * fooled + (taught - taught.detach()), extras
 
-    def _require_whole(self, part: Part) -> None:
-        """Raise a SettingError if an adaptive weight cannot be had: it is no mean over the parts of a batch.
+    def _require_whole(self, share: Share) -> None:
+        """Raise a SettingError if an adaptive weight cannot be had: it is no mean over the shares of a batch.
 
-        Processes can add up their gradients; parts that come one after the other cannot.
+        Processes can add up their gradients; shares that come one after the other cannot.
         """
-        if self.adversarial.weight and self.adversarial.balance == "adaptive" and part.of != processes():
+        if self.adversarial.weight and self.adversarial.balance == "adaptive" and share.of != processes():
             raise SettingError(
-                f"train.accumulate={part.of // processes()} must be 1 with adversarial.balance=adaptive,"
+                f"compute.accumulate={share.of // processes()} must be 1 with adversarial.balance=adaptive,"
                 " whose weight is that of a whole batch; or set adversarial.balance=constant"
             )
 

@@ -90,6 +90,8 @@ def make_record(
             "folder": folder,
             "seconds": seconds,
             "environment": {"torch": "2"} if state == "done" else {},
+            "curves": (f"trials/{key}/metrics.jsonl",),
+            "model": f"trials/{key}/model",
             "error": error,
         }
         | others

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris.diffusion.distill import DistillSettings
 from iris.io.tensors import load_tensors
 from iris.latents.discriminator import AdversarialOptions
 from iris.latents.wavelet_vae import WaveletVAE
@@ -28,10 +27,11 @@ from iris.nn.generator import Generator, GeneratorConfig
 from iris.randomness import initialise
 from iris.text import Vocabulary, WordEncoder
 from iris.training.checkpoint import CHECKPOINT
+from iris.training.distill_settings import DistillSettings
 from iris.training.distill_task import Distillation, DistillTask
 from iris.training.loop import METRICS, LoopSettings, Task, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
-from iris.training.run import Run
+from iris.training.run import TrainingRun
 from iris.training.tasks import FlowTask
 from iris.training.vae_task import VAETask
 
@@ -303,7 +303,7 @@ def test_a_killed_pair_of_another_stage_continues_and_ends_the_same(make, tmp_pa
 def test_a_process_that_is_lost_while_the_other_waits_is_noticed(tmp_path, capfd):
     def work(rank: int) -> None:
         if rank == 1:
-            Run.save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+            TrainingRun.save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
         train(tmp_path, observe=at(23, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
     assert together(work) == [LOST, -signal.SIGKILL]

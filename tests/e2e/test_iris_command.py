@@ -133,6 +133,21 @@ def test_options_matter(run):
         assert not np.array_equal(pixels(f"{name}.png"), pixels("plain.png")), name
 
 
+def test_a_student_is_sampled_as_it_says(run, model, capsys, tmp_path):
+    student = IrisPipeline(*IrisPipeline.from_pretrained(model).parts[:5], SamplingSettings(2, "stochastic"), 2.5)
+    student.save(tmp_path / "student")
+    said = run(PROMPT, "--model", str(tmp_path / "student"), "--out", "own.png")
+    assert "2 steps of 2 iterations, guidance 1, seed 0" in said
+    run(PROMPT, "--steps", "2", "--sampler", "stochastic", "--guidance", "1", "--out", "told.png")
+    run(PROMPT, "--steps", "2", "--guidance", "1", "--out", "euler.png")
+    assert np.array_equal(pixels("own.png"), pixels("told.png"))
+    assert not np.array_equal(pixels("own.png"), pixels("euler.png"))
+    for picture in tmp_path.glob("*.png"):
+        picture.unlink()
+    refused = failure(run, capsys, PROMPT, "--model", str(tmp_path / "student"), "--guidance", "3")
+    assert "guidance 2.5 distilled into its weights" in refused
+
+
 def test_editing(run):
     photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     mask = np.zeros((SIZE, SIZE), dtype=np.uint8)

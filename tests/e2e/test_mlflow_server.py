@@ -30,11 +30,11 @@ from tracked_grid import (
     write_metrics,
 )
 
+from ablations.__main__ import main as ablations
 from ablations.track import follow
 from ablations.track.curves import NO_CURVES
 from ablations.track.journal import Journal
 from ablations.track.location import Location
-from ablations.track.sync import main as sync
 
 pytestmark = pytest.mark.xdist_group("mlflow_server")  # one worker: what the module's fixtures make is shared
 
@@ -183,7 +183,7 @@ def test_each_kind_of_call_loses_its_first_answer(server, tmp_path):
     for _ in range(200):
         if not problems:
             break
-        problems = sync([f"track.uri={proxy.uri}"])
+        problems = ablations(["sync", f"track.uri={proxy.uri}"])
     assert not problems and lost["POST create"] > 2 and lost["POST log-batch"] > 0 and len(lost) > 10, lost
     assert_all_there_once(server.uri, "lossy", records)
     proxy.close()
@@ -252,10 +252,10 @@ def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(servers
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert f"MLflow at {dead} did not take" in said and "nothing answers there" in said
-    assert "has 0 of 1 trials" in said and "python -m ablations.track.sync, sends the rest without training" in said
+    assert "has 0 of 1 trials" in said and "python -m ablations sync, sends the rest without training" in said
 
     server.ready()
-    done = command("ablations.track.sync", f"track.uri={server.uri}")
+    done = command("ablations", "sync", f"track.uri={server.uri}")
     assert done.returncode == 0 and "1 of 1 trials" in done.stdout, done.stdout + done.stderr
     client = client_of(server.uri)
     (parent,), trials = runs_of(client, "mixers")

@@ -14,14 +14,14 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from iris.stages.distill import students
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from PIL import Image
 
-from iris import IrisPipeline, SamplingSettings
+from iris import IrisPipeline
 from iris.io.tensors import load_tensors
-from iris.stages.distill import students
 from iris.stages.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_what_it_saved_loads_and_makes_images(executed, place):
         assert trained.keys() == saved.keys() and all(torch.equal(trained[key], saved[key]) for key in trained)
     for folder in (pipeline, *students(distilled, (1, 2, 4)).values()):
         model = IrisPipeline.from_pretrained(folder)
-        images = model.generate(["a large red circle", "a blue square"], SamplingSettings(2))
+        images = model.generate(["a large red circle", "a blue square"])
         assert images.shape == (2, 32, 32, 3) and images.float().std() > 1
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from iris.stages.distill import students
+from iris.stages.vae import load_latent
 from PIL import Image
 
 from iris.diffusion.sampling import SamplingSettings
@@ -27,9 +29,7 @@ from iris.io.tensors import load_tensors
 from iris.pipeline import IrisPipeline
 from iris.stages import base
 from iris.stages.data import Latents
-from iris.stages.distill import students
 from iris.stages.latent_cache import CachedLatents
-from iris.stages.vae import load_latent
 from iris.training.__main__ import main
 
 SMALL = (
@@ -89,9 +89,9 @@ def logged(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def check_images(folder: Path, captions: list[str], steps: int = 2) -> None:
+def check_images(folder: Path, captions: list[str]) -> None:
     """A pipeline that makes pictures."""
-    images = IrisPipeline.from_pretrained(folder).generate(captions, SamplingSettings(steps), 0)
+    images = IrisPipeline.from_pretrained(folder).generate(captions)
     assert images.shape == (len(captions), 32, 32, 3) and images.float().std() > 1
 
 
@@ -163,11 +163,13 @@ def test_distil_the_text_stage(place):
     folders = students(place / "student", (1, 2, 4))
     assert folders == {1: place / "student/steps-1", 2: place / "student/steps-2", 4: place / "student"}
     for steps, folder in folders.items():
-        check_images(folder, ["a large red circle", "a blue square"], steps)
-        assert any(
-            f"--model {folder.relative_to(place)} --steps {steps} --sampler stochastic --guidance 1 " in line
-            for line in lines[-3:]
-        )
+        student, captions = IrisPipeline.from_pretrained(folder), ["a large red circle", "a blue square"]
+        assert student.sampling == SamplingSettings(steps, "stochastic") and student.distilled_guidance == 2.5
+        check_images(folder, captions)
+        explicit = {"num_inference_steps": steps, "sampler": "stochastic", "guidance_scale": 1.0, "shift": 1.0}
+        own, told = (student(captions, output_type="latent", **given).images for given in ({}, explicit))
+        assert torch.equal(own, told)
+        assert any(f'use them  python -m iris --model {folder.relative_to(place)} "' in line for line in lines[-3:])
     train("stage=text", "out=teacher")
     weights = [load_tensors(place / name / "model.safetensors")[0] for name in ("teacher", "student")]
     assert weights[0].keys() == weights[1].keys()
@@ -246,7 +248,8 @@ def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
     )
     assert made(few) == ["distill"]
     for steps, folder in students(folder_of(few) / "weights", (1, 2)).items():
-        check_images(folder, ["red"], steps)
+        check_images(folder, ["red"])
+        assert IrisPipeline.from_pretrained(folder).sampling == SamplingSettings(steps)
 
 
 def test_stages_on_a_stream_take_its_first_rows(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from eval.compare import main
 from eval.metrics.bootstrap import jackknife_interval, paired_difference
 from eval.metrics.fid import frechet_replicates, jackknife_error
 from eval.report.comparison import column_of, compare_results, pairs, verdict
-from eval.report.results import read_results
+from eval.results import read_results
 from iris.data import WORLDS
 from iris.errors import SettingError
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from eval.stages.samples import make_samples
 from judge_files import TINY, clip_folder, clip_network, inception_archive, openai_archive
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,18 +21,19 @@ from small_diffusers import SIZE, save_diffusers
 from eval.__main__ import main
 from eval.compare import loader_of
 from eval.judges import JUDGES, load_judge
-from eval.metrics.features import extract_features
+from eval.judges.images import to_float
 from eval.metrics.fid import frechet_jackknife
-from eval.metrics.images import to_float
-from eval.report.results import FILES, read_results
+from eval.results import FILES, read_results
 from eval.settings import COMPOSER, WHAT, settings_of
 from eval.stages import run as running
 from eval.stages.data import DrawnWorld, attributes_of, open_data
-from eval.stages.samples import make_samples
+from eval.stages.features import extract_features
 from eval.subjects import SampleSettings, iris_model, open_subject
 from eval.subjects.iris_model import IrisModel
 from iris.data import WORLDS
 from iris.data.settings import KINDS, READY
+from iris.diffusion.sampling import SamplingSettings
+from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.model import TextToLatent
 from iris.nn.generator import Generator, GeneratorConfig
@@ -93,6 +95,39 @@ def pictures(made, tmp_path_factory):
         rows.append(json.dumps({"file_name": f"{i:03d}.png", "text": caption}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder
+
+
+# -- how a saved model is sampled ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The shipped model's weights as those of a consistency student."""
+    folder = tmp_path_factory.mktemp("student")
+    IrisPipeline(*IrisPipeline.from_pretrained(SHIPPED).parts[:5], SamplingSettings(2, "stochastic"), 2.5).save(folder)
+    return folder
+
+
+def test_a_student_makes_the_images_of_its_own_sampling(student):
+    subject = opened(student)
+    assert (subject.sampling["steps"], subject.sampling["sampler"], subject.sampling["guidance"]) == (
+        2,
+        "stochastic",
+        1,
+    )
+    captions = ["a red circle", "a blue square"]
+    assert torch.equal(subject.generate(captions, 0, 0), IrisPipeline.from_pretrained(student).generate(captions))
+    assert subject.loader("a red circle").argument["sampler"] == "stochastic"
+    assert opened(student, steps=1).settings == SamplingSettings(1, "stochastic")
+
+
+def test_guidance_of_a_student_is_refused(student):
+    with pytest.raises(SettingError, match="sample.guidance=3.*guidance 2.5 distilled into its weights"):
+        opened(student, guidance=3.0)
+
+
+def test_a_model_that_says_nothing_takes_four_guided_steps():
+    assert opened(SHIPPED).settings == SamplingSettings(4, guidance=3.0)
 
 
 # -- a saved model --------------------------------------------------------------------------------------------------
@@ -680,7 +715,7 @@ MODEL = f"model={SHIPPED}"
         (["model={bad}/pipeline"], ["model.safetensors is missing"]),
         (["model={bad}/sd"], ["not a pipeline that diffusers can load"]),
         (["model={bad}/grey", "kind=iris"], ["config.json is missing"]),
-        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, diffusers, images"]),
+        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, exported, diffusers, images"]),
         ([MODEL, "judge=oracle"], ["judge='oracle'", "clip_vit_b32"]),
         ([MODEL, "judge=inception", "judge.weights={bad}/no.pt"], ["judge.weights", "is no file"]),
         ([MODEL, "judge=inception", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),

@@ -75,12 +75,16 @@ class MixerCase:
 
     def make(self, seed: int = 0, **changes: Any) -> nn.Module:
         """The mixer with weights drawn from ``seed``; ``changes`` go to ``build_mixer``."""
+        return drawn(self.build(**changes), seed)
+
+    def build(self, **changes: Any) -> nn.Module:
+        """The mixer as ``build_mixer`` gives it."""
         groups: dict[str, dict[str, Any]] = {}
         for option, value in self.options:
             group, field = option.split(".")
             groups.setdefault(group, {})[field] = value
         arguments = {"dim": DIM, "heads": HEADS, "options": MixerOptions.from_dict(groups)} | changes
-        return drawn(build_mixer(self.name, **arguments), seed)
+        return build_mixer(self.name, **arguments)
 
 
 def mixer_cases(outside: list[str]) -> list[MixerCase]:
@@ -235,9 +239,13 @@ class LatentCase:
 
     def make(self, folder: Path, seed: int = 0) -> Latent:
         """The latent with weights drawn from ``seed``; files that it needs are written below ``folder``."""
+        return drawn(self.build(folder), seed)
+
+    def build(self, folder: Path) -> Latent:
+        """The latent as ``build_latent`` gives it."""
         options = {name: value(folder / value.__name__) if callable(value) else value for name, value in self.options}
         try:
-            return drawn(build_latent(self.name, **options), seed)
+            return build_latent(self.name, **options)
         except (TypeError, SettingError) as error:
             pytest.fail(
                 f"latent {self.name} cannot be made with {options} ({error}): "
@@ -293,9 +301,13 @@ class TextCase:
 
     def make(self, folder: Path, seed: int = 0) -> TextEncoder:
         """The encoder with weights drawn from ``seed``; files that it needs are written below ``folder``."""
+        return drawn(self.build(folder), seed)
+
+    def build(self, folder: Path) -> TextEncoder:
+        """The encoder as its class gives it."""
         maker = (TEXTS | MORE_TEXTS).get(self.name)
         try:
-            return drawn(maker(folder) if maker else TEXT_ENCODERS[self.name](), seed)
+            return maker(folder) if maker else TEXT_ENCODERS[self.name]()
         except TypeError as error:
             pytest.fail(
                 f"text encoder {self.name} cannot be made ({error}): "

@@ -24,12 +24,15 @@ from iris.model import CONFIG, LATENT_WEIGHTS, WEIGHTS, TextToLatent
 from iris.nn.condition import TextCondition
 from iris.nn.depth import Depth
 from iris.nn.generator import Generator
-from iris.pipeline import IrisPipeline, SamplingSettings, load_for_measuring
+from iris.pipeline import IrisPipeline, SamplingSettings
 from iris.randomness import image_noise, initialise
 from iris.text import ClassLabels, CLIPText, WordEncoder
 
 SIZE = 8
 SETTINGS = SamplingSettings(steps=3, guidance=2.0)
+# A consistency student's, and the arguments that ask for the same.
+OWN = SamplingSettings(2, "stochastic", shift=3.0)
+EXPLICIT = {"num_inference_steps": 2, "sampler": "stochastic", "guidance_scale": 1.0, "shift": 3.0}
 PROMPT = CAPTIONS[0]
 
 
@@ -340,6 +343,69 @@ class TestCall:
             make()(**{"prompt": PROMPT} | arguments)
 
 
+class TestOwnSampling:
+    """A model is sampled as its folder says, unless a call says otherwise."""
+
+    @pytest.fixture
+    def student(self, tmp_path):
+        """A saved student with guidance 2.5 in its weights, loaded."""
+        IrisPipeline(*make().parts[:5], OWN, 2.5).save(tmp_path / "student")
+        return IrisPipeline.from_pretrained(tmp_path / "student")
+
+    def test_a_call_without_arguments_is_the_students_own(self, student):
+        images, explicit = latents_of(student), latents_of(student, **EXPLICIT)
+        assert torch.equal(images, explicit)
+        for argument in EXPLICIT.keys() - {"guidance_scale"}:
+            others = {name: value for name, value in EXPLICIT.items() if name != argument}
+            assert not torch.equal(latents_of(make(), **others), explicit), argument
+        assert torch.equal(student.generate(CAPTIONS), student.generate(CAPTIONS, OWN))
+
+    def test_what_is_given_counts(self, student):
+        assert student.sampling_settings(steps=1, iterations=3) == SamplingSettings(
+            1, "stochastic", shift=3.0, iterations=3
+        )
+        images = latents_of(student, num_inference_steps=1, num_iterations=3)
+        assert torch.equal(images, latents_of(student, **EXPLICIT | {"num_inference_steps": 1}, num_iterations=3))
+        assert not torch.equal(images, latents_of(student))
+
+    def test_it_is_saved_again(self, student, tmp_path):
+        assert (student.sampling, student.distilled_guidance) == (OWN, 2.5)
+        student.save(tmp_path / "again")
+        assert (tmp_path / "again" / CONFIG).read_bytes() == (tmp_path / "student" / CONFIG).read_bytes()
+
+    def test_guidance_of_a_student_is_refused_with_the_reason(self, student):
+        why = "sample.guidance=3.0: this model is a student with guidance 2.5 distilled into its weights.*allowed: 1"
+        photo = np.zeros((SIZE, SIZE, 3))
+        for call in (
+            lambda: student(PROMPT, guidance_scale=3.0),
+            lambda: student.generate(CAPTIONS, SamplingSettings(2, guidance=3.0)),
+            lambda: student.edit(photo, PROMPT, PROMPT, guidance_scale=3.0, sampler="euler"),
+        ):
+            with pytest.raises(SettingError, match=why):
+                call()
+
+    def test_a_consistency_student_has_no_way_back(self, student):
+        with pytest.raises(SettingError, match="stochastic.*cannot be reversed"):
+            student.edit(np.zeros((SIZE, SIZE, 3)), PROMPT, PROMPT)
+
+    def test_a_model_that_says_nothing_takes_four_guided_steps(self, tmp_path):
+        pipeline = make()
+        explicit = {"num_inference_steps": 4, "guidance_scale": 3.0, "sampler": "euler", "shift": 1.0}
+        assert torch.equal(latents_of(pipeline), latents_of(pipeline, **explicit))
+        pipeline.save(tmp_path)
+        assert not {"sampling", "distilled_guidance"} & json.loads((tmp_path / CONFIG).read_text()).keys()
+
+    @pytest.mark.parametrize(
+        ("sampling", "named"),
+        [({"steps": 0}, "steps=0"), ({"steps": 2, "magic": 1}, "sampling=.*magic"), (4, "sampling=4")],
+    )
+    def test_an_entry_that_cannot_be_used_is_refused(self, student, sampling, named, tmp_path):
+        config = json.loads((tmp_path / "student" / CONFIG).read_text())
+        (tmp_path / "student" / CONFIG).write_text(json.dumps(config | {"sampling": sampling}))
+        with pytest.raises(SettingError, match=f"model={tmp_path}.*{named}"):
+            IrisPipeline.from_pretrained(tmp_path / "student")
+
+
 @pytest.mark.parametrize(
     ("latent", "options"),
     [("haar", {"levels": 1}), ("haar", {"levels": 2}), ("wavelet_vae", {"channels": 4, "width": 8})],
@@ -582,13 +648,3 @@ def test_weights_of_another_model_are_refused(tmp_path):
     (tmp_path / "a" / WEIGHTS).write_bytes((tmp_path / "b" / WEIGHTS).read_bytes())
     with pytest.raises(SettingError, match="model="):
         IrisPipeline.from_pretrained(tmp_path / "a")
-
-
-def test_what_is_measured_is_one_image_of_the_saved_model(tmp_path):
-    pipeline = make()
-    pipeline.save(tmp_path)
-    generate = load_for_measuring({"folder": str(tmp_path), "caption": CAPTIONS[0], "steps": 2, "guidance": 3.0})
-    assert torch.equal(generate(), pipeline.generate(CAPTIONS[:1], SamplingSettings(2, guidance=3.0)))
-    held = sum(p.numel() for p in pipeline.model.parameters()) + 2 * pipeline.latent.channels  # mean and deviation
-    assert generate.weights_bytes == 4 * held
-    assert load_for_measuring({"folder": str(tmp_path), "steps": 1})().shape == (1, SIZE, SIZE, 3)

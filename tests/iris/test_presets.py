@@ -1,7 +1,4 @@
-"""The sizes of IRIS: parameters, what ``generate`` takes and refuses, the memory ledger, and what importing costs."""
-
-import subprocess
-import sys
+"""The sizes of IRIS: parameters, what ``generate`` takes and refuses, the memory ledger."""
 
 import pytest
 import torch
@@ -11,7 +8,8 @@ import iris
 from eval.models.ledger import DOCUMENT, MIB, memory_ledger, total
 from iris.errors import SettingError
 from iris.nn.depth import Depth
-from iris.presets import PRESETS, IrisModel
+from iris.pipeline import IrisPipeline
+from iris.presets import PRESETS
 from iris.text import Vocabulary, WordEncoder
 
 DOCUMENTED = {"tiny": 19e6, "small": 47e6, "base": 135e6}
@@ -140,13 +138,13 @@ class TestGenerate:
         model = small_preset()
         encoder = WordEncoder(Vocabulary.from_captions(CAPTIONS, 6), 12)
         torch.nn.init.normal_(encoder.position.weight)
-        pipe = model.pipeline(encoder)
+        pipe = IrisPipeline.from_model(model, encoder)
         text = encoder(encoder.tokenise(CAPTIONS[:1]))
         assert text.mask.sum() == 4
         images = pipe(CAPTIONS[0], 3, guidance_scale=1.0, output_type="pt").images
         assert images.shape == (1, 3, 16, 16) and pipe.size == 16
-        with pytest.raises(SettingError, match="8 wide, model.text_width=12"):
-            model.pipeline(WordEncoder(Vocabulary(["a"], 3), 8))
+        with pytest.raises(SettingError, match="model.text_width=12 must be the text encoder's width, 8"):
+            IrisPipeline.from_model(model, WordEncoder(Vocabulary(["a"], 3), 8))
 
 
 @pytest.mark.parametrize(
@@ -198,23 +196,3 @@ class TestLedger:
     def test_another_text_encoder_is_refused(self):
         with pytest.raises(SettingError, match="text_encoder='T5'.*ViT-L/14"):
             memory_ledger(on_meta("tiny"), "T5")
-
-
-def test_names_of_the_package():
-    assert set(iris.__all__) <= set(dir(iris))
-    assert iris.IrisModel is IrisModel and all(getattr(iris, name) is not None for name in iris.__all__)
-    with pytest.raises(AttributeError, match="telepathy"):
-        iris.telepathy  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("statement", "heavy"),
-    [
-        ("import iris", {"torch", "numpy", "huggingface_hub", "PIL"}),
-        ("from iris import IrisPipeline", {"transformers", "diffusers"}),
-    ],
-)
-def test_importing_imports_nothing_heavy(statement, heavy):
-    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iris.errors import require_choice
 from iris.nn.layers import BlockLinear, Linear, require_divisible, rms_normalise
 from iris.nn.scan import linear_scan
+from iris.settings import check, setting
 
 DECAY_EXPONENT = 8.0  # c in the paper
 DIRECTIONS = {"cross4": 4, "raster2": 2}
@@ -29,14 +29,14 @@ class RecurrenceOptions:
         which then sees no other line.
     """
 
-    decay: str = "paper"
-    scan: str = "cross4"
-    reset: str = "sequence"
+    decay: str = setting(
+        "paper", "how the decay starts; code: as Griffin's authors released it", choices=("paper", "code")
+    )
+    scan: str = setting("cross4", "cross4: rows and columns, both ways; raster2: rows", choices=tuple(DIRECTIONS))
+    reset: str = setting("sequence", "where the state is reset", choices=("sequence", "row"))
 
     def __post_init__(self) -> None:
-        require_choice("recurrence.decay", self.decay, ("paper", "code"))
-        require_choice("recurrence.scan", self.scan, tuple(DIRECTIONS))
-        require_choice("recurrence.reset", self.reset, ("sequence", "row"))
+        check(self, "recurrence")
 
 
 class RGLRU(nn.Module):
@@ -52,9 +52,11 @@ class RGLRU(nn.Module):
         self.start = decay
         self.input_gate, self.recurrence_gate = BlockLinear(width, blocks), BlockLinear(width, blocks)
         self.decay = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        base = torch.empty_like(self.decay)
+        # 0.999^(1/8) is 1 in half precision, and its logarithm 0.
+        base = torch.empty_like(self.decay, dtype=torch.promote_types(self.decay.dtype, torch.float32))
         if self.start == "paper":
             base = base.uniform_(0.9, 0.999) ** (1 / DECAY_EXPONENT)
         else:

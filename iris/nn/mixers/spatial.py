@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iris.errors import require_choice
 from iris.nn.layers import Linear, require_divisible
 from iris.nn.scan import linear_scan
+from iris.settings import check, setting
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class SpatialOptions:
     normalise: False applies gamma^(|dr| + |dc|) as it is, so that corners get up to four times smaller sums.
     """
 
-    decay: str = "learned"
-    form: str = "product"
-    normalise: bool = True
+    decay: str = setting("learned", "fixed: RMT's schedule", choices=("learned", "fixed"))
+    form: str = setting("product", "the same result at three costs", choices=("product", "dense", "recursion"))
+    normalise: bool = setting(True, "rows of the decay matrix sum to one")
 
     def __post_init__(self) -> None:
-        require_choice("spatial.decay", self.decay, ("learned", "fixed"))
-        require_choice("spatial.form", self.form, ("product", "dense", "recursion"))
+        check(self, "spatial")
 
 
 class SpatialPathway(nn.Module):
@@ -52,10 +51,12 @@ class SpatialPathway(nn.Module):
         self.theta = nn.Parameter(torch.empty(heads)) if spatial.decay == "learned" else None
         if self.theta is None:
             self.register_buffer("fixed", torch.log(gamma_schedule(heads)), persistent=False)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.theta.copy_(torch.log(torch.expm1(-torch.log(gamma_schedule(self.heads)))))
+        if self.theta is not None:
+            with torch.no_grad():
+                self.theta.copy_(torch.log(torch.expm1(-torch.log(gamma_schedule(self.heads)))))
 
     def forward(self, x: Tensor) -> Tensor:
         forms = {"product": self._product, "dense": self._dense, "recursion": self._recursion}

@@ -34,6 +34,8 @@ class SpectralNetwork(nn.Module):
 class ComplexNetwork(SpectralNetwork):
     """Complex layer, ``activate``, complex layer, soft-shrink of the modulus. Where ``activate`` changes moduli alone,
     the network commutes with a turn of all phases, and so the mixer with cyclic shifts of the tokens.
+
+    Subclasses define ``activate``, and call ``reset_parameters`` once they have their own parameters.
     """
 
     def __init__(self, width: int, blocks: int, shrink: float) -> None:
@@ -61,6 +63,7 @@ class PhaseNetwork(ComplexNetwork):
         super().__init__(width, blocks, shrink)
         self.slope = nn.Parameter(torch.empty(blocks, 1, self.block))
         self.offset = nn.Parameter(torch.empty(blocks, 1, self.block))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -84,6 +87,7 @@ class ModReLUNetwork(ComplexNetwork):
     def __init__(self, width: int, blocks: int, shrink: float) -> None:
         super().__init__(width, blocks, shrink)
         self.beta = nn.Parameter(torch.empty(blocks, 1, self.block))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -105,6 +109,7 @@ class StockNetwork(ComplexNetwork):
         super().__init__(width, blocks, shrink)
         self.first_bias = nn.Parameter(torch.empty(2, blocks, self.block))
         self.second_bias = nn.Parameter(torch.empty(2, blocks, self.block))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
@@ -131,6 +136,7 @@ class RealNetwork(SpectralNetwork):
         self.second = nn.Parameter(torch.empty(blocks, 2 * self.block, self.block))
         self.slope = nn.Parameter(torch.empty(blocks, 1, self.block))
         self.offset = nn.Parameter(torch.empty(blocks, 1, self.block))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.first, std=(2 * self.block) ** -0.5)  # a pair has the power of one input coefficient

@@ -15,8 +15,9 @@ import launched
 import pytest
 from test_launch import launcher
 
-from ablations.launch import Job, JobRun, pool, run_jobs
-from ablations.launch.job import failure
+from ablations.launch import pool
+from ablations.launch.backend import JobRun, run_jobs
+from ablations.launch.job import Job, failure
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +26,8 @@ import sys
 from pathlib import Path
 import launched
 from test_launch import launcher
-from ablations.launch import Job, JobRun, make_backend, run_jobs
+from ablations.launch.job import Job
+from ablations.launch.backend import JobRun, make_backend, run_jobs
 root, workers, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 jobs = [Job(key, launched.count, {"seconds": seconds}, root / "jobs" / key) for key in sys.argv[4:]]
 errors = []

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.summary import summary_renderables
-from ablations.launch.watch import Watch, clock_text, number
+from ablations.session.watch import Watch, clock_text, number
 
 
 class Clock:
@@ -323,7 +323,9 @@ def test_numbers_for_narrow_columns() -> None:
 
 
 def test_neither_torch_nor_mlflow_is_imported() -> None:
-    code = "import sys, ablations.launch.watch, ablations.track.tracking; print({'torch', 'mlflow'} & set(sys.modules))"
+    code = (
+        "import sys, ablations.session.watch, ablations.track.tracking; print({'torch', 'mlflow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

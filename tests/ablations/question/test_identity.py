@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablations.trial.model import build_latent_of, sampling_of
 from test_grid import settings_from
 
 from ablations.question.grid import RESULTS_VERSION
 from ablations.question.plan import Plan, _example, make_plan
-from ablations.trial.model import build_latent_of, sampling_of
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
 from iris.training.optimiser import Optimisers, OptimiserSettings
@@ -28,7 +28,7 @@ KEYS = {
     "recurrence": "52dea8b62a61",
     "spatial": "f83edc0f27b7",
 }
-LOSSES = {"grfm": 2.055236, "attention": 1.961397, "fourier": 2.050753, "recurrence": 2.055294, "spatial": 2.035550}
+LOSSES = {"grfm": 1.969679, "attention": 1.969826, "fourier": 1.969683, "recurrence": 1.969741, "spatial": 1.969749}
 VAE_LOSS = 2.066497
 PICTURE = [242.64, 186.79, 188.06]
 
@@ -56,11 +56,10 @@ def test_the_default_trials_keep_their_keys(plan):
 @pytest.mark.parametrize("arm", KEYS)
 def test_a_default_trial_trains_to_the_same_loss(plan, arm):
     settings = next(one.settings for one in plan.arms if one.name == arm)
-    torch.manual_seed(0)
     task = _example(settings, batch=8)
     train = settings["train"]
     loss = trained(task, OptimiserSettings(train["optimiser"], train["learning_rate"], train["weight_decay"]))
-    assert loss == pytest.approx(LOSSES[arm], rel=1e-3)
+    assert loss == pytest.approx(LOSSES[arm], rel=1e-4)
 
 
 def test_the_default_latent_trains_to_the_same_loss(plan):

@@ -8,7 +8,7 @@ import pytest
 from fake_outcome import build_outcome
 
 from ablations.answer.verdict import judge_outcome
-from ablations.report import write_report
+from ablations.report.build import write_report
 from ablations.report.process import ReportLost, write_report_apart
 
 HEAVY = ("matplotlib", "jinja2", "scipy.stats", "triton", "transformers", "huggingface_hub", "ablations.trial.trial")

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from tracked_grid import append_metrics, assert_curves_equal, make_journal, make_outcome, make_record, write_metrics
@@ -17,7 +16,6 @@ from ablations.answer.records import PlannedTrial
 from ablations.track.grid import Grid, data_inputs, dataset_fields
 from ablations.track.journal import Journal
 from ablations.track.location import Location
-from ablations.track.pictures import contact_sheet
 from ablations.track.store import Runs, Store
 from ablations.track.work import as_params
 
@@ -368,6 +366,5 @@ def test_a_line_that_a_kill_cut_off_is_no_line(tmp_path):
 def test_payload() -> None:
     assert as_params({"a": {"b": 1}, "d": [1, 2], "e": None}) == {"a.b": "1", "d": "[1, 2]", "e": "None"}
     assert dataset_fields({"name": "parquet", "path": "x.parquet"}, "fingerprint")["source"] == '{"uri": "x.parquet"}'
-    assert contact_sheet(np.zeros((10, 32, 32, 3), np.uint8)).size == (4 + 8 * 68, 4 + 2 * 68)
     held = make_outcome([], data={"name": "shapes", "fingerprint": "x", "heldout": 64}, judge={})
     assert [context for context, _ in data_inputs(held)] == ["train", "validation", "heldout"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tracked_grid import assert_curves_equal, make_journal, make_outcome, make_record, runs_of, write_metrics
 
+from ablations.__main__ import main
 from ablations.track.grid import Grid
-from ablations.track.sync import main
 from iris.io.follower import MARK
 
 pytestmark = pytest.mark.xdist_group("tracking_sync")  # one worker: what the module's fixtures make is shared
@@ -32,8 +32,8 @@ def test_a_grid_whose_server_was_down_is_sent_later_and_once(tmp_path, told, cap
     journal.release()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nothing listens there
-        assert main([f"track.uri=http://me:secret@127.0.0.1:{taken.getsockname()[1]}"]) == 1
-    errors = capsys.readouterr().err
+        assert main(["sync", f"track.uri=http://me:secret@127.0.0.1:{taken.getsockname()[1]}"]) == 1
+    errors = capsys.readouterr().out
     assert "nothing answers there" in errors and "me:***@127" in errors and "secret" not in errors
 
     # All of it moves to another place, and is sent from there, twice.
@@ -41,7 +41,7 @@ def test_a_grid_whose_server_was_down_is_sent_later_and_once(tmp_path, told, cap
     for name in ("runs", "reports"):
         (tmp_path / name).rename(tmp_path / "moved" / name)
     for points in (160, 0):
-        assert main([f"runs_dir={tmp_path / 'moved' / 'runs'}"]) == 0
+        assert main(["sync", f"runs_dir={tmp_path / 'moved' / 'runs'}"]) == 0
         assert f"2 of 2 trials of {journal.key}, {points} points that were missing" in capsys.readouterr().out
     parent, trials = told.runs()
     assert parent.info.status == "FAILED" and parent.data.tags["verdict"] == "refuted"
@@ -65,7 +65,7 @@ def test_a_new_store_is_built_from_the_runs_folder(tmp_path, told, empty_store, 
     journal.closed(make_outcome(records), None, "FINISHED", "supported")
     told.tell(Grid(journal.path, 50.0))
     shutil.copy(empty_store, tmp_path / "second.db")
-    assert main(["grid=mixers", "track.uri=sqlite:///second.db"]) == 0
+    assert main(["sync", "mixers", "track.uri=sqlite:///second.db"]) == 0
     other = MlflowClient(f"sqlite:///{tmp_path / 'second.db'}")
     first, trials = told.runs()
     (second,), rebuilt = runs_of(other)
@@ -86,12 +86,12 @@ def test_a_grid_that_is_told_of_now_is_left_alone(tmp_path, told, capsys):
     journal = make_journal(tmp_path / "runs", [record])  # its driver lives,
     grid = Grid(journal.path, 50.0)
     grid.lock.acquire()  # and the process that tells of it
-    assert main([]) == 0 and "is run now, by a command that sends it itself" in capsys.readouterr().out
+    assert main(["sync"]) == 0 and "is run now, by a command that sends it itself" in capsys.readouterr().out
     assert told.client.get_experiment_by_name("mixers") is None
     grid.lock.release()  # which was killed
-    assert main([]) == 0 and told.runs()[0].info.status == "RUNNING"
+    assert main(["sync"]) == 0 and told.runs()[0].info.status == "RUNNING"
     journal.release()
-    assert main([]) == 0 and told.runs()[0].info.status == told.runs()[1]["k1"].info.status == "KILLED"
+    assert main(["sync"]) == 0 and told.runs()[0].info.status == told.runs()[1]["k1"].info.status == "KILLED"
 
 
 def test_a_stage_of_training_is_sent_too(tmp_path, told, capsys):
@@ -99,7 +99,7 @@ def test_a_stage_of_training_is_sent_too(tmp_path, told, capsys):
     write_metrics(folder, range(1, 4))
     for name, content in ((MARK, {"sent": False}), ("settings.json", {"train": {"steps": 3}}), ("result.json", {})):
         (folder / name).write_text(json.dumps(content))
-    assert main([]) == 0 and "all of text-1, 12 points" in capsys.readouterr().out
+    assert main(["sync"]) == 0 and "all of text-1, 12 points" in capsys.readouterr().out
     run = told.run("training")
     assert run.info.status == "FINISHED" and run.data.params == {"train.steps": "3", "key": "text-1"}
     assert_curves_equal(told.client, run, folder)
@@ -110,14 +110,14 @@ def test_a_stage_of_training_is_sent_too(tmp_path, told, capsys):
     [
         (["mixer"], "grid 'mixer' was not run in .* .did you mean mixers..; there are: mixers"),
         (["runs_dir=nowhere"], "runs_dir=.*nowhere: there is no such folder"),
-        (["track.url=x"], "track.url is no setting .* .did you mean track.uri..; allowed: grid, runs_dir, track.uri"),
+        (["track.url=x"], "track.url is not a setting .did you mean track.uri..; allowed: track.models_mb, track.uri"),
         (["track.uri=ftp://x"], "track.uri=ftp://x: scheme 'ftp' is unknown; allowed: sqlite"),
-        (["track.models_mb=much"], "track.models_mb=much must be a number of at least 0"),
+        (["track.models_mb=much"], "track.models_mb=.much. must be float"),
     ],
 )
 def test_a_command_line_that_cannot_be_used(tmp_path, capsys, words, said):
     make_journal(tmp_path / "runs", [make_record(tmp_path / "runs", "k1", "grfm")]).release()
-    assert main(words) == 2
+    assert main(["sync", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert re.search(said, error), error

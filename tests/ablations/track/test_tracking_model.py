@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ablations.track import mlflow_model
 from ablations.track.grid import Grid
 from ablations.track.mlflow_model import SavedModel, log_model
 from iris.diffusion.sampling import SamplingSettings
+from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.model import TextToLatent
 from iris.nn.generator import Generator, GeneratorConfig
@@ -83,9 +85,22 @@ def test_a_model_loads_back_and_makes_the_same_images(logged, monkeypatch):
         mlflow.set_tracking_uri(before)
     images = loaded.predict(CAPTIONS)
     assert images.shape == (2, 8, 8, 3) and images.std() > 0
-    assert (images == pipeline.generate(CAPTIONS, SamplingSettings(steps=2)).numpy()).all()
+    assert (images == pipeline.generate(CAPTIONS, SamplingSettings(2, guidance=3.0)).numpy()).all()
     others = loaded.predict(["a red circle"], params={"steps": 5, "seed": 3})
-    assert (others == pipeline.generate(["a red circle"], SamplingSettings(steps=5), seed=3).numpy()).all()
+    assert (others == pipeline.generate(["a red circle"], SamplingSettings(5, guidance=3.0), seed=3).numpy()).all()
+
+
+def test_a_student_is_served_as_it_says(logged, tmp_path):
+    from ablations.track.served_model import TextToImage
+
+    own = SamplingSettings(2, "stochastic", shift=2.0)
+    student = IrisPipeline(*logged[2].parts[:5], own, 2.5)
+    student.save(tmp_path)
+    served, context = TextToImage(), SimpleNamespace(artifacts={"pipeline": str(tmp_path)}, model_config={"sample": {}})
+    served.load_context(context)
+    assert (served.predict(context, CAPTIONS) == student.generate(CAPTIONS, own).numpy()).all()
+    with pytest.raises(SettingError, match="guidance 2.5 distilled"):
+        served.predict(context, CAPTIONS, {"guidance": 2.0})
 
 
 def test_a_model_over_the_limit_is_left_out(logged):

@@ -12,7 +12,7 @@ from tracked_grid import assert_curves_equal, row_of, write_metrics
 
 from ablations.track.work import Evaluation, Stage
 from iris.io.follower import MARK
-from iris.stages.base import save_grid
+from iris.io.pictures import save_grid
 
 pytestmark = pytest.mark.xdist_group("tracking_work")  # one worker: what the module's fixtures make is shared
 

@@ -6,18 +6,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from eval.stages.reference import ReferenceKey, reference
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from eval.judges import load_judge
+from eval.judges.images import to_float
 from eval.metrics.clip_score import clip_score
-from eval.metrics.features import Features, extract_features
+from eval.metrics.features import Features
 from eval.metrics.fid import frechet_distance, frechet_jackknife
 from eval.metrics.fid_infinity import fid_infinity
-from eval.metrics.images import to_float
 from eval.metrics.kid import kid, kid_interval
 from eval.metrics.manifold import manifold_metrics
 from eval.metrics.quality import METRICS, measure_quality
-from eval.stages.reference import ReferenceKey, reference
+from eval.stages.features import extract_features
 from iris.data import WORLDS
 from iris.errors import SettingError
 

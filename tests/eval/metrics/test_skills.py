@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from eval.metrics.attributes import wilson_interval
 
 from eval.judges import load_judge
+from eval.judges.images import to_float
 from eval.judges.train_shapes import as_tensor, spoil
-from eval.metrics.attributes import wilson_interval
-from eval.metrics.images import to_float
 from eval.metrics.objects import count_objects
 from eval.metrics.skills import ABSENT, ALL, NO_IMAGES, NOT_READ, SKILLS, Share, summarise_skills
 from iris.data import WORLDS

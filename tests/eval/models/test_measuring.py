@@ -62,6 +62,22 @@ def test_one_part_at_a_time_makes_the_same_image(saved, sampling, monkeypatch):
     assert generate.weights_bytes == 0 and not hasattr(generate, "parts")
 
 
+@pytest.mark.parametrize("resident", ["all", "one part"])
+def test_a_student_is_measured_as_it_says(saved, resident, tmp_path):
+    student = IrisPipeline(*saved[0].parts[:5], SamplingSettings(3, "stochastic", shift=2.0), 2.5)
+    student.save(tmp_path / "student")
+    generate = load_for_measuring({"folder": str(tmp_path / "student"), "caption": CAPTIONS[0], "resident": resident})
+    assert torch.equal(generate(), student.generate(CAPTIONS[:1]))
+
+
+def test_what_is_measured_is_one_image_of_the_saved_model(saved):
+    pipeline, folder = saved
+    generate = load_for_measuring(given(folder, guidance=3.0))
+    assert torch.equal(generate(), pipeline.generate(CAPTIONS[:1], SamplingSettings(2, guidance=3.0)))
+    assert load_for_measuring(given(folder, steps=1))().shape == (1, 16, 16, 3)
+    assert generate.weights_bytes == size_of(pipeline.model) + size_of(pipeline.latent)
+
+
 def test_one_part_at_a_time_lets_go_of_each(saved, monkeypatch):
     _, folder = saved
     made, alive = [], []

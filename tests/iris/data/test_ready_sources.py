@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_shards import jpeg, numbers, write_shards
 
-from iris.data import READY, open_source, settings
+from iris.data import READY, open_source, source_settings
 from iris.errors import SettingError
 
 LOCAL_CIFAR10 = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
@@ -16,7 +16,7 @@ def test_each_ready_data_set_is_a_whole_set_of_settings():
     columns = {
         name: (chosen.path, chosen.image_column, chosen.text_column, chosen.streaming)
         for name in READY
-        if (chosen := settings(name)).name == "hub" and chosen.size in (32, 256)
+        if (chosen := source_settings(name)).name == "hub" and chosen.size in (32, 256)
     }
     assert columns == {
         "cifar10": ("uoft-cs/cifar10", "img", "label", False),
@@ -29,10 +29,10 @@ def test_each_ready_data_set_is_a_whole_set_of_settings():
 
 
 def test_given_settings_win_and_none_is_not_given():
-    chosen = settings("cc3m", size=64, path=None, buffer=None, text_column="json")
+    chosen = source_settings("cc3m", size=64, path=None, buffer=None, text_column="json")
     assert (chosen.size, chosen.path, chosen.buffer, chosen.text_column) == (64, "pixparse/cc3m-wds", 1000, "json")
     with pytest.raises(SettingError, match=r"data\.sise is no setting"):
-        settings("cc3m", sise=64)
+        source_settings("cc3m", sise=64)
 
 
 def write_cifar(folder):

@@ -10,19 +10,14 @@ import torch.nn.functional as F
 from small_models import CAPTIONS, CHANNELS, parameters_of, small_model
 from torch import nn
 
-from iris.diffusion.distill import (
-    METHODS,
-    DistillSettings,
+from iris.diffusion.distillation import (
     consistency_target,
-    fold,
     guided,
-    make_student,
     move,
     pseudo_huber,
     rising_grid,
     shortcut_target,
     solve,
-    student_times,
 )
 from iris.diffusion.flow import integrate, time_grid
 from iris.diffusion.guidance import Guidance
@@ -35,11 +30,13 @@ from iris.nn.condition import TextCondition
 from iris.nn.depth import Depth
 from iris.nn.generator import Evaluation, Generator, GeneratorConfig
 from iris.nn.layers import Linear, ScalarEmbedding, ZeroLinear
+from iris.nn.student import fold, make_student, student_times
 from iris.pipeline import IrisPipeline
 from iris.randomness import addressed, initialise
 from iris.text import TextEncoder
+from iris.training.distill_settings import METHODS, DistillSettings
 from iris.training.distill_task import Distillation, DistillTask
-from iris.training.loop import CHECKPOINT, LoopSettings, Part, fit
+from iris.training.loop import CHECKPOINT, LoopSettings, Share, fit
 from iris.training.optimiser import OptimiserSettings
 from iris.training.tasks import FlowTask
 
@@ -245,8 +242,10 @@ class TestStudent:
     @told
     def test_it_starts_as_the_teacher(self, settings):
         model, (z, t) = small_model(awake=True), given()
-        student = make_student(model.generator, settings, 0)
-        times = student_times(settings, t, torch.tensor([0, 1, 2, 6]), torch.tensor([3.0, 4.0, 5.0, 6.0]))
+        student = make_student(model.generator, settings.numbers, 0)
+        told = settings.told(torch.tensor([0, 1, 2, 6]), torch.tensor([3.0, 4.0, 5.0, 6.0]))
+        times = student_times(t, told)
+        assert tuple(told) == settings.numbers
         assert times.shape == ((4,) if settings == DistillSettings() else (4, 1 + len(settings.numbers)))
         assert times.min() >= 0 and times.max() <= 1
         text = condition(model)
@@ -255,14 +254,14 @@ class TestStudent:
     @told
     def test_folded_it_is_a_plain_generator_that_equals_it(self, settings):
         model, (z, t) = small_model(awake=True), given()
-        student, text = stir(make_student(model.generator, settings, 0)), condition(model)
+        student, text = stir(make_student(model.generator, settings.numbers, 0)), condition(model)
         scale = 4.5 if settings.guidance_max else None
-        times = student_times(settings, t, torch.full((4,), 2), torch.full((4,), scale or 3.0))
-        plain = fold(student, settings, 4, scale)
+        times = student_times(t, settings.told(torch.full((4,), 2), torch.full((4,), scale or 3.0)))
+        plain = fold(student, settings.told_throughout(4, scale))
         with torch.no_grad():
             torch.testing.assert_close(plain(z, t, text), student(z, times, text), atol=1e-5, rtol=1e-5)
             if settings.numbers:
-                other = student_times(settings, t, torch.full((4,), 0), torch.full((4,), 6.0))
+                other = student_times(t, settings.told(torch.full((4,), 0), torch.full((4,), 6.0)))
                 assert largest(plain(z, t, text) - student(z, other, text)) > 1e-3
         assert parameters_of(plain).keys() == parameters_of(model.generator).keys()
 
@@ -274,7 +273,7 @@ class TestStudent:
 
     def test_a_time_alone_is_refused(self):
         model, (z, t) = small_model(), given()
-        student = make_student(model.generator, DistillSettings("shortcut"), 0)
+        student = make_student(model.generator, ["step"], 0)
         with pytest.raises(SettingError, match="times with step"):
             student(z, t, condition(model))
 
@@ -289,7 +288,7 @@ class TestStudent:
 
     def test_passes_are_its_own_and_it_carries_nothing(self):
         model, (z, t) = small_model(awake=True, depth=Depth(carry=True, training="drawn")), given()
-        student = make_student(model.generator, DistillSettings(iterations=3), 0)
+        student = make_student(model.generator, [], 0, iterations=3)
         text = condition(model)
         assert student.config.iterations == 3 and not student.config.depth.carry
         assert not any(name.startswith("carried") for name, _ in student.named_parameters())
@@ -306,14 +305,14 @@ class TestStudent:
         latent = build_latent("haar", levels=1)
         module = Distillation(small_model(awake=True, channels=latent.channels), DistillSettings(method, grid=8), 0)
         stir(module.student.generator)
-        pipe = IrisPipeline(module.few_step(2), latent, "haar", {"levels": 1}, 8)
+        settings = module.settings.sampling(2)
+        pipe = IrisPipeline(module.few_step(2), latent, "haar", {"levels": 1}, 8, settings, module.settings.guidance)
         calls = []
         pipe.model.generator.register_forward_hook(lambda network, inputs, output: calls.append(len(inputs[0])))
-        settings = module.settings.sampling(2)
         images = pipe.generate(CAPTIONS, settings)
         assert calls == [4, 4] and settings.evaluations == 2
         pipe.save(tmp_path)
-        again = IrisPipeline.from_pretrained(tmp_path).generate(CAPTIONS, settings)
+        again = IrisPipeline.from_pretrained(tmp_path).generate(CAPTIONS)
         assert torch.equal(images, again)
 
 
@@ -456,7 +455,7 @@ class TestTask:
         whole, split = (distil_task(method, guidance_max=4.0, delta=0.1) for _ in range(2))
         loss, extras = whole.loss(3)
         loss.backward()
-        parts = [split.loss(3, Part(index, 3)) for index in range(3)]
+        parts = [split.loss(3, Share(index, 3)) for index in range(3)]
         for part, _ in parts:
             (part / 3).backward()
         assert sum(part.item() for part, _ in parts) / 3 == pytest.approx(loss.item(), rel=1e-5)
@@ -469,7 +468,7 @@ class TestTask:
 
     def test_a_part_may_lack_rows_of_one_kind(self):
         task = distil_task("shortcut", batch=2)
-        first, second = (task.loss(0, Part(index, 2))[0].item() for index in range(2))
+        first, second = (task.loss(0, Share(index, 2))[0].item() for index in range(2))
         assert (first + second) / 2 == pytest.approx(task.loss(0)[0].item(), rel=1e-5)
 
     @every_method
@@ -499,7 +498,7 @@ class TestTask:
         expected = copy.deepcopy(list(target.parameters()))
         for step in range(3):
             for index in range(3):
-                task.loss(step, Part(index, 3))
+                task.loss(step, Share(index, 3))
             expected = [0.75 * old + 0.25 * new for old, new in zip(expected, student.parameters(), strict=True)]
             for one, two in zip(target.parameters(), expected, strict=True):
                 torch.testing.assert_close(one, two)

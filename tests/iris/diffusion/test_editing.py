@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from small_models import CAPTIONS, small_model
 
-from iris.diffusion.editing import Picture, invert, read_images, read_mask
+from iris.diffusion.editing import Picture, read_images, read_mask
 from iris.diffusion.flow import integrate, time_grid
-from iris.diffusion.sampling import GuidedVelocity, SamplingSettings
+from iris.diffusion.sampling import GuidedVelocity, SamplingSettings, invert
 from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.pipeline import IrisPipeline

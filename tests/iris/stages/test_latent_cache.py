@@ -7,11 +7,12 @@ from small_shards import write_shard, write_shards
 
 from iris.data import open_source
 from iris.errors import SettingError
+from iris.io.arrays import ABOUT, PROGRESS
 from iris.io.pixels import to_images
 from iris.latents import build_latent
 from iris.randomness import initialise
 from iris.stages import latent_cache
-from iris.stages.latent_cache import ABOUT, LATENTS, PROGRESS, ROWS, CachedLatents, encode_source, latent_digest
+from iris.stages.latent_cache import LATENTS, ROWS, CachedLatents, encode_source, latent_digest
 
 
 def opened(path, **settings):

@@ -201,7 +201,7 @@ def test_the_cache_comes_before_the_hub(online, offline):
 
 
 def test_the_hub_is_asked_for_what_the_cache_lacks(online, offline, monkeypatch):
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, **_):
         assert {"config.json", "model.safetensors", "text_encoder/model.safetensors"} < set(allow_patterns)
         return str(save_clip(offline / "elsewhere"))
 

@@ -23,7 +23,7 @@ from iris.training import live
 from iris.training.__main__ import main
 from iris.training.checkpoint import CHECKPOINT
 from iris.training.live import LiveBatches, LiveFlowTask, Positions
-from iris.training.loop import Part
+from iris.training.loop import Share
 from iris.training.safety import ShareError, non_finite
 
 SMALL = (
@@ -155,21 +155,21 @@ def test_parts_of_a_process_are_rows_of_that_process(shards, tmp_path):
 
     def loss(rank: int, count: int, step: int = 0) -> float:
         own = task(shards, tmp_path, rank, 2)
-        return np.mean([own.loss(step, Part(rank * count + k, 2 * count))[0].item() for k in range(count)])
+        return np.mean([own.loss(step, Share(rank * count + k, 2 * count))[0].item() for k in range(count)])
 
     for rank in range(2):
         assert loss(rank, 1) == pytest.approx(loss(rank, 2), rel=1e-5) == pytest.approx(loss(rank, 4), rel=1e-5)
     assert loss(0, 1) != pytest.approx(loss(1, 1), rel=1e-5)
     alone = task(shards, tmp_path)
     whole = alone.loss(0)[0].item()
-    assert np.mean([task(shards, tmp_path).loss(0, Part(k, 2))[0].item() for k in range(2)]) == pytest.approx(
+    assert np.mean([task(shards, tmp_path).loss(0, Share(k, 2))[0].item() for k in range(2)]) == pytest.approx(
         whole, rel=1e-5
     )
 
 
 def test_a_message_names_the_rows_by_their_keys(shards, tmp_path):
     own = task(shards, tmp_path, 1, 2)
-    own.loss(0, Part(1, 2))
+    own.loss(0, Share(1, 2))
     first, second = own.live.of(0).keys[:2]
     told = str(non_finite(1, float("nan"), 1.0, own.describe(0), {}))
     assert f"Rows of the batch: 1 ({first}), 3 ({second}), " in told and ".tar/" in first

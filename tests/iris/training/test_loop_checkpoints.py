@@ -14,7 +14,7 @@ import torch
 from small_models import CAPTIONS, CHANNELS, parameters_of, small_model
 from torch import nn
 
-import iris.training.checkpoint as checkpoint_module
+import iris.io.tensors as tensors_module
 from iris.io.tensors import load_tensors, save_tensors
 from iris.training.checkpoint import BEST, CHECKPOINT, Checkpoints, averaged_weights
 from iris.training.loop import METRICS, LoopSettings, fit
@@ -256,7 +256,7 @@ def full_from(monkeypatch, call, number=errno.ENOSPC):
     """From the ``call``-th file on there is no space, as safetensors says it."""
     from safetensors import SafetensorError
 
-    calls, real = [], checkpoint_module.save_file
+    calls, real = [], tensors_module.save_file
 
     def save_file(*given, **named):
         calls.append(given)
@@ -264,7 +264,7 @@ def full_from(monkeypatch, call, number=errno.ENOSPC):
             raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {number})")
         real(*given, **named)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", save_file)
+    monkeypatch.setattr(tensors_module, "save_file", save_file)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from iris.latents.wavelet_vae import WaveletVAE
 from iris.nn.depth import Depth
 from iris.randomness import initialise
 from iris.training.devices import compiled_blocks, make_accelerator
-from iris.training.loop import METRICS, WHOLE, LoopSettings, Part, fit
+from iris.training.loop import METRICS, WHOLE, LoopSettings, Share, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
 from iris.training.tasks import FlowTask, batch_indices
 from iris.training.vae_task import VAETask
@@ -92,7 +92,7 @@ def test_the_mean_over_parts_is_the_whole(name, of):
         whole, extra = task.loss(step)
         whole.backward()
         expected = gradients(task.module)
-        parts = [task.loss(step, Part(index, of)) for index in range(of)]
+        parts = [task.loss(step, Share(index, of)) for index in range(of)]
         torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole, rtol=2e-6, atol=0)
         for kind in extra:
             mean = torch.stack([values[kind] for _, values in parts]).mean()
@@ -104,7 +104,7 @@ def test_the_mean_over_parts_is_the_whole(name, of):
 
 def test_parts_partition_the_batch():
     batch = torch.arange(12)
-    taken = [Part(index, 4).take(batch) for index in range(4)]
+    taken = [Share(index, 4).take(batch) for index in range(4)]
     assert sorted(torch.cat(taken).tolist()) == batch.tolist() and {len(part) for part in taken} == {3}
     assert WHOLE.take(batch).data_ptr() == batch.data_ptr()
 

@@ -19,7 +19,7 @@ from iris.latents.discriminator import (
     AdversarialOptions,
     AdversarialVAE,
     PatchDiscriminator,
-    frozen,
+    frozen_logits,
     gradient_ratio,
     hinge_discriminator,
     hinge_generator,
@@ -30,7 +30,7 @@ from iris.latents.losses import BANDS, ReconstructionOptions, band_loss, band_ps
 from iris.latents.perceptual import NETS, PerceptualOptions, backbone_file, load_lpips
 from iris.randomness import addressed, initialise
 from iris.training.checkpoint import CHECKPOINT
-from iris.training.loop import METRICS, LoopSettings, Part, fit
+from iris.training.loop import METRICS, LoopSettings, Share, fit
 from iris.training.optimiser import OptimiserSettings
 from iris.training.vae_task import VAETask
 
@@ -355,7 +355,7 @@ def test_each_player_gets_its_own_gradient_and_no_other():
     together = gradients(task.module)
 
     loss, _, reconstruction = score(vae, images, noise, 1e-4, 0.5)
-    fooled = hinge_generator(frozen(discriminator, reconstruction))
+    fooled = hinge_generator(frozen_logits(discriminator, reconstruction))
     (loss + 0.3 * fooled).backward()
     assert not any(p.grad is not None for p in discriminator.parameters())
     own = gradients(vae)
@@ -459,7 +459,7 @@ def test_the_mean_over_parts_is_the_whole(of, backbones):
         whole, extra = task.loss(step)
         whole.backward()
         expected = gradients(task.module)
-        parts = [task.loss(step, Part(index, of)) for index in range(of)]
+        parts = [task.loss(step, Share(index, of)) for index in range(of)]
         torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole, rtol=1e-5, atol=0)
         assert all(values.keys() == extra.keys() for _, values in parts)
         for kind in extra:

@@ -1,0 +1,58 @@
+"""Where reports lie: a folder a grid, and below it one for each question that was asked with other settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iris.io.files import read_json
+from iris.io.hashing import digest
+
+VERDICT = "verdict.json"
+LONGEST = 80  # characters of a folder's name
+# Words of a command line that change nothing about the question: which grid, how many seeds, where and how it is run.
+HOW = ("grid", "seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "compute")
+
+
+def report_folder(reports: Path, grid: str, words: Sequence[str]) -> Path:
+    """The folder of a command's report: ``reports``/GRID, or, with settings of its own, one below it named by them."""
+    own = sorted(_shown(word) for word in words if word.partition("=")[0].partition(".")[0] not in HOW)
+    if not own:
+        return reports / grid
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", " ".join(own)).strip("_.")
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{digest(own)[:6]}"
+    return reports / grid / name
+
+
+def _shown(word: str) -> str:
+    """A word with the last part of a path, which says nothing elsewhere."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value).name}" if "/" in value and not value.startswith(("[", "{")) else word
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another report of the same grid; ``place`` is relative to the folder that lists it."""
+
+    place: str
+    settings: str  # "" for the grid as its file has it
+    verdict: str
+    written: str
+
+
+def neighbours(folder: Path, grid: str) -> list[Neighbour]:
+    """The other reports of a grid, the newest first."""
+    top = folder if folder.name == grid and folder.parent.name != grid else folder.parent
+    found = []
+    for place in (top, *sorted(top.glob("*/"))):
+        about: dict[str, Any] | None = read_json(place / VERDICT)
+        if place == folder or about is None or about.get("grid") != grid:
+            continue
+        shown = place.relative_to(top).as_posix() if top == folder else f"../{place.relative_to(top).as_posix()}"
+        name = "" if place == top else place.name
+        found.append(Neighbour(shown, name, str(about.get("verdict")), str(about.get("written"))))
+    return sorted(found, key=lambda one: one.written, reverse=True)

@@ -1,0 +1,1 @@
+"""One invocation of a grid: which jobs, what they do, what a person sees meanwhile."""

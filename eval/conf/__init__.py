@@ -1,1 +1,0 @@
-"""The configuration of ``python -m eval``; Hydra finds it as a module."""

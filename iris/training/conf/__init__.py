@@ -1,1 +1,0 @@
-"""The configuration of ``python -m iris.training``; Hydra finds it as a module."""
