@@ -94,7 +94,9 @@ def test_a_server_that_is_down_is_said_once_and_what_is_missing_in_the_end(tmp_p
     (missing,) = command.end()
     ((word, said),) = command.said
     assert word == "said" and f"MLflow at {dead} did not take mixers-" in said and "nothing answers there" in said
-    assert missing.startswith(f"MLflow at {dead} has 0 of 1 trials of mixers-") and "python -m ablations sync" in missing
+    assert (
+        missing.startswith(f"MLflow at {dead} has 0 of 1 trials of mixers-") and "python -m ablations sync" in missing
+    )
     assert not (tmp_path / "mlflow.db").exists()
 
 
