@@ -1,8 +1,8 @@
 """What MLflow is to know of a grid, on disk: so that it can be told later, or told to another store.
 
 A file a grid, ``runs_dir/tracking/<grid>-<digest of its trials' keys>.jsonl``: the grid and its trials as planned, each
-trial as it began and ended, the grid as it ended. Curves, samples and weights stay in the trials' folders. Only what is
-new is appended; of each kind the last line counts. Nothing in it depends on where the runs folder lies.
+trial as it began and ended, the grid as it ended. Curves, samples and weights stay where they are made. Only what is new
+is appended; of each kind the last line counts. Nothing in it depends on where the runs folder lies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from ablations.answer.records import GridOutcome, PlannedTrial, TrialRecord
 from iris.io.files import read_json
 from iris.io.hashing import digest
 
-FOLDER, TRIALS, LOCK = "tracking", "trials", ".lock"
+FOLDER, TRIALS = "tracking", "trials"
 FACTS = ("state", "cached", "metrics", "seconds", "environment", "error")
 RELATIVE = ("wall_seconds", "cached")  # what is true of one invocation only, and makes no new line
-PLANNED = tuple(field.name for field in fields(PlannedTrial))
 
 
 class Journal:
@@ -31,27 +30,25 @@ class Journal:
 
     Args:
         path: of the file, in ``FOLDER`` of the runs folder.
+
+    Attributes:
+        key: names the grid in MLflow.
+        trials: as planned.
+        lines: the last of each kind, the newest last.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.runs = path, path.parent.parent
+        self.path, self.runs, self.key = path, path.parent.parent, path.stem
         self.trials: list[PlannedTrial] = []
-        self._lines: dict[str, dict[str, Any]] = {}  # the last of each kind, the newest last
+        self.lines: dict[str, dict[str, Any]] = {}
         self._read = 0  # bytes
         self._torn = False  # the file ends in a line that a kill cut off
-        self._lock = FileLock(path.with_suffix(LOCK), thread_local=False)
+        self._lock = FileLock(path.with_suffix(".lock"), thread_local=False)
 
     @classmethod
     def of(cls, runs: Path, experiment: str, keys: Sequence[str]) -> Journal:
         """The journal of the grid that has these trials."""
         return cls(Path(runs) / FOLDER / f"{experiment}-{digest(sorted(keys))}.jsonl")
-
-    @property
-    def key(self) -> str:
-        """Names the grid in MLflow."""
-        return self.path.stem
-
-    # -- writing --------------------------------------------------------------------------------------------------
 
     def acquire(self) -> bool:
         """Become the grid's only driver that writes, and read what is there; False while another one is it."""
@@ -69,8 +66,7 @@ class Journal:
 
     def plan(self, header: GridOutcome, trials: Sequence[PlannedTrial], params: Mapping[str, str]) -> None:
         """The grid as planned; the header's records are not read."""
-        planned = [_fields(trial, PLANNED) for trial in trials]
-        self._append("grid", False, header=_header(header), params=dict(params), trials=planned)
+        self._append("grid", False, header=_header(header), params=params, trials=[vars(trial) for trial in trials])
 
     def began(self, key: str) -> None:
         """A trial runs, for the first time or again."""
@@ -78,33 +74,29 @@ class Journal:
 
     def ended(self, record: TrialRecord) -> None:
         """How a trial ended."""
-        facts = _fields(record, FACTS)
+        facts = {name: getattr(record, name) for name in FACTS}
         if record.error and record.error.get("log"):
             facts["error"] = record.error | {"log": os.path.relpath(record.error["log"], self.runs)}
         self._append(f"trial {record.key}", False, **facts)
 
     def closed(self, outcome: GridOutcome | None, report: Path | None, status: str, verdict: str | None) -> None:
         """How the grid ended."""
-        header, report = outcome and _header(outcome), report and os.path.relpath(report, self.runs)
-        facts = {"header": header, "report": report, "status": status, "verdict": verdict}
-        self._append("end", self._newest != "end", **facts)
+        facts = {"header": outcome and _header(outcome), "report": report and os.path.relpath(report, self.runs)}
+        self._append("end", self._newest != "end", **facts, status=status, verdict=verdict)
 
     def left(self) -> None:
         """The driver leaves what runs; what had ended has ended."""
-        if self.status is None:
+        if not self.end:
             self._append("end", True, status="RUNNING")
 
     def _append(self, kind: str, again: bool, **facts: Any) -> None:
         """A line, if it says something new; or ``again``, if it has happened once more."""
         event = json.loads(json.dumps({"kind": kind, **facts}, default=str))
-        if not again and _lasting(event) == _lasting(self._lines.get(kind)):
-            return
-        line = "\n" * self._torn + json.dumps(event) + "\n"
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
-        self.read()
-
-    # -- reading --------------------------------------------------------------------------------------------------
+        if again or _lasting(event) != _lasting(self.lines.get(kind)):
+            line = "\n" * self._torn + json.dumps(event) + "\n"
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+            self.read()
 
     def read(self) -> Journal:
         """Read what is new in the file; a line that a kill cut off is no line. Returns itself."""
@@ -120,97 +112,59 @@ class Journal:
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
-                kind = event["kind"]
-                if kind == "grid":
+                if event["kind"] == "grid":
                     self.trials = [PlannedTrial(**one | {"curves": tuple(one["curves"])}) for one in event["trials"]]
             except (ValueError, KeyError, TypeError):
                 continue
-            self._lines.pop(kind, None)
-            self._lines[kind] = event
+            self.lines.pop(event["kind"], None)
+            self.lines[event["kind"]] = event
         return self
 
     @property
-    def planned(self) -> bool:
-        """Whether it says what the grid is."""
-        return "grid" in self._lines
-
-    @property
-    def params(self) -> dict[str, str]:
-        """Of the grid's run."""
-        return self._lines["grid"]["params"]
-
-    @property
     def end(self) -> dict[str, Any]:
-        """{"status", "verdict", "report": a folder or None, …} of a grid that has ended and did not go on since; or {}."""
-        end = self._lines["end"] if self._newest == "end" else {}
-        return end | {"report": self._absolute(end["report"])} if end.get("report") else end
+        """What ``closed`` was told ({"status": "RUNNING"}: the driver left), unless something came after it; or {}."""
+        return self.lines["end"] if self._newest == "end" else {}
 
     @property
-    def status(self) -> str | None:
-        """FINISHED, FAILED or KILLED; RUNNING: its driver left it; None: it has not ended, or its driver was killed."""
-        return self.end.get("status")
-
-    def header(self) -> GridOutcome:
-        """The grid, without records."""
-        return GridOutcome(**(self.end.get("header") or self._lines["grid"]["header"]), records=[])
-
-    def outcome(self) -> GridOutcome:
-        """The grid and the trials that ended, with folders as they lie now."""
-        found = [(trial, self.facts(trial)) for trial in self.trials]
-        return replace(self.header(), records=[self.record(trial, facts) for trial, facts in found if facts])
+    def header(self) -> dict[str, Any]:
+        """The fields of the grid's GridOutcome, but for the records."""
+        return self.end.get("header") or self.lines["grid"]["header"]
 
     def running(self, trial: PlannedTrial) -> bool:
         """Whether a trial began, as written here, or as its curves say."""
-        line = self._lines.get(f"trial {trial.key}", {})
-        return line.get("state") == "running" or any((self.runs / file).exists() for file in trial.curves)
+        return f"trial {trial.key}" in self.lines or any((self.runs / file).exists() for file in trial.curves)
 
     def facts(self, trial: PlannedTrial) -> dict[str, Any] | None:
         """How a trial ended, as written here, or, if the driver did not live to, as its folder says; None: not yet."""
-        line, folder = self._lines.get(f"trial {trial.key}", {}), self.runs / TRIALS / trial.key
+        line, folder = self.lines.get(f"trial {trial.key}", {}), self.runs / TRIALS / trial.key
         state = line.get("state")
         known = state == "done" or (state == "failed" and not (folder / "result.json").exists())
         return line if known else _facts_of(folder)
 
-    def record(self, trial: PlannedTrial, facts: Mapping[str, Any]) -> TrialRecord:
-        """A trial and its ``facts``, with folders as they lie now."""
-        facts = {name: facts[name] for name in FACTS}
-        if facts["error"] and facts["error"].get("log"):
-            facts["error"] = facts["error"] | {"log": str(self._absolute(facts["error"]["log"]))}
-        return TrialRecord(**_fields(trial, PLANNED), **facts, folder=self.runs / TRIALS / trial.key)
+    def absolute(self, path: str) -> Path:
+        """A path that was written here."""
+        return Path(os.path.normpath(self.runs / path))
 
     @property
     def _newest(self) -> str:
-        return next(reversed(self._lines), "")
-
-    def _absolute(self, path: str) -> Path:
-        return Path(os.path.normpath(self.runs / path))
+        return next(reversed(self.lines), "")
 
 
 def journals(runs: Path) -> list[Journal]:
     """Every grid of a runs folder, the oldest first."""
-    found = sorted((Path(runs) / FOLDER).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    return [Journal(path).read() for path in found]
+    found = sorted((runs / FOLDER).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    return [journal for path in found if (journal := Journal(path).read()).trials]
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
     result, error = read_json(folder / "result.json"), read_json(folder / "error.json")
     if result is None and error is None:
         return None
-    state, result = "failed" if result is None else "done", result or {}
-    seconds, metrics = result.get("seconds", {}), result.get("metrics", {})
-    metrics = metrics | ({"train_seconds": seconds["train"]} if "train" in seconds else {})
-    return {
-        "state": state,
-        "cached": True,
-        "metrics": metrics,
-        "seconds": seconds,
-        "environment": result.get("environment", {}),
-        "error": error if state == "failed" else None,
-    }
-
-
-def _fields(value: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}
+    known = {name: (result or {}).get(name, {}) for name in ("metrics", "seconds", "environment")}
+    if "train" in known["seconds"]:
+        known["metrics"] = known["metrics"] | {"train_seconds": known["seconds"]["train"]}
+    ended = {"state": "failed", "error": error} if result is None else {"state": "done", "error": None}
+    return known | ended | {"cached": True}
 
 
 def _header(outcome: GridOutcome) -> dict[str, Any]:

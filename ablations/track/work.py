@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ablations.track.location import unreachable
 from ablations.track.store import RunContent, Runs, Store
@@ -30,8 +30,7 @@ class Work(ABC):
 
     Attributes:
         rest: how what the store does not have gets there, for messages.
-        lock: who holds it tells of the work, alone.
-        worked_on: the lock of who does the work.
+        lock: who holds it tells of the work, alone, as long as the work may go on.
         points: of curves, that were sent.
         problems: what the store did not take, and why.
         told: it has all that there was at the last look.
@@ -40,9 +39,9 @@ class Work(ABC):
     experiment: str
     rest = "the same command, or python -m ablations sync, sends the rest without training once MLflow answers."
 
-    def __init__(self, place: Path, lock: Path, worked_on: Path) -> None:
+    def __init__(self, place: Path, lock: Path) -> None:
         self.place, self.name, self.points, self.told = place, place.stem, 0, False
-        self.lock, self.worked_on = (FileLock(path, thread_local=False) for path in (lock, worked_on))
+        self.lock = FileLock(lock, thread_local=False)
         self.problems: dict[str, Exception] = {}
         self._runs: Runs | None = None
 
@@ -100,7 +99,7 @@ class Stage(Work):
     experiment = "training"
 
     def __init__(self, place: Path) -> None:
-        super().__init__(place, place / ".tracking.lock", place / "lock")
+        super().__init__(place, place / ".tracking.lock")
 
     def content(self, alive: bool) -> RunContent:
         settings = (read_json(self.place / "settings.json") or {}) | (read_json(self.place / MARK) or {})
@@ -134,7 +133,7 @@ class Evaluation(Work):
     experiment = "evaluation"
 
     def __init__(self, place: Path) -> None:
-        super().__init__(place, place / ".tracking.lock", place / ".tracking.lock")
+        super().__init__(place, place / ".tracking.lock")
         self.rest = f"the results are in {place}."
 
     def content(self, alive: bool) -> RunContent:
@@ -185,12 +184,3 @@ def as_params(settings: Mapping[str, Any]) -> dict[str, str]:
 def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     """The values that are there."""
     return {name: float(value) for name, value in values.items() if value is not None}
-
-
-def is_held(lock: FileLock) -> bool:
-    """Whether another process holds a lock."""
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True

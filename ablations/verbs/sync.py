@@ -14,7 +14,7 @@ from ablations.track.grid import Grid
 from ablations.track.journal import journals
 from ablations.track.location import Location
 from ablations.track.store import Store
-from ablations.track.work import Stage, Work, is_held
+from ablations.track.work import Stage, Work
 from iris.errors import SettingError
 from iris.io.follower import MARK
 from iris.settings import setting, suggestion
@@ -63,7 +63,7 @@ class _Sender:
         location = self.store.location
         try:
             work.lock.acquire(timeout=0)
-            work.sync(self.store, alive=is_held(work.worked_on))
+            work.sync(self.store, alive=False)
         except Timeout:
             self.say(f"{work.name}: is run now, by a command that sends it itself")
             return True
@@ -82,7 +82,7 @@ def _chosen(runs: Path, grids: Sequence[str], models_mb: float) -> list[Work]:
     """The grids, and, where none is named, the stages of ``iris.training``."""
     if not runs.is_dir():
         raise SettingError(f"runs_dir={runs}: there is no such folder")
-    found = {journal.path: journal.header().name for journal in journals(runs) if journal.planned}
+    found = {journal.path: journal.header["name"] for journal in journals(runs)}
     names = sorted(set(found.values()))
     for grid in grids:
         if grid not in names:

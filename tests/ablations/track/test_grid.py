@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from tracked_grid import append_metrics, assert_curves_equal, make_journal, make_outcome, make_record, write_metrics
 
 from ablations.answer.records import PlannedTrial
-from ablations.track.grid import Grid, data_inputs, dataset_fields
+from ablations.track.grid import Grid, data_inputs, dataset
 from ablations.track.journal import Journal
 from ablations.track.location import Location
 from ablations.track.store import Runs, Store
@@ -343,7 +343,7 @@ def test_a_journal_grows_only_by_what_is_new(tmp_path):
     for _ in range(2):
         again.ended(make_record(tmp_path / "runs", "k1", "grfm", metrics={"fid": float("nan")}))
     assert again.path.read_text().count('"kind": "trial k1"') == 2 and again.path.read_text().startswith(before)
-    assert again.status is None  # something came after the end
+    assert not again.end  # something came after the end
     again.release()
 
 
@@ -356,7 +356,7 @@ def test_a_line_that_a_kill_cut_off_is_no_line(tmp_path):
     journal = make_journal(tmp_path / "runs", [record])
     journal.ended(record)
     read = Journal(journal.path).read()
-    assert read.status is None and read.facts(read.trials[0])["metrics"] == record.metrics
+    assert not read.end and read.facts(read.trials[0])["metrics"] == record.metrics
     journal.release()
 
 
@@ -365,6 +365,6 @@ def test_a_line_that_a_kill_cut_off_is_no_line(tmp_path):
 
 def test_payload() -> None:
     assert as_params({"a": {"b": 1}, "d": [1, 2], "e": None}) == {"a.b": "1", "d": "[1, 2]", "e": "None"}
-    assert dataset_fields({"name": "parquet", "path": "x.parquet"}, "fingerprint")["source"] == '{"uri": "x.parquet"}'
-    held = make_outcome([], data={"name": "shapes", "fingerprint": "x", "heldout": 64}, judge={})
+    assert dataset({"path": "x.parquet"}, "fingerprint", "parquet")["source"] == '{"uri": "x.parquet"}'
+    held = {"data": {"name": "shapes", "fingerprint": "x", "heldout": 64}, "judge": {}}
     assert [context for context, _ in data_inputs(held)] == ["train", "validation", "heldout"]

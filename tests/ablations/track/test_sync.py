@@ -83,14 +83,11 @@ def test_a_new_store_is_built_from_the_runs_folder(tmp_path, told, empty_store, 
 def test_a_grid_that_is_told_of_now_is_left_alone(tmp_path, told, capsys):
     record = make_record(tmp_path / "runs", "k1", "grfm")
     (record.folder / "result.json").unlink()
-    journal = make_journal(tmp_path / "runs", [record])  # its driver lives,
-    grid = Grid(journal.path, 50.0)
-    grid.lock.acquire()  # and the process that tells of it
+    grid = Grid(make_journal(tmp_path / "runs", [record]).path, 50.0)
+    grid.lock.acquire()
     assert main(["sync"]) == 0 and "is run now, by a command that sends it itself" in capsys.readouterr().out
     assert told.client.get_experiment_by_name("mixers") is None
-    grid.lock.release()  # which was killed
-    assert main(["sync"]) == 0 and told.runs()[0].info.status == "RUNNING"
-    journal.release()
+    grid.lock.release()  # the command was killed, and what told of it, too
     assert main(["sync"]) == 0 and told.runs()[0].info.status == told.runs()[1]["k1"].info.status == "KILLED"
 
 

@@ -62,12 +62,15 @@ def test_what_a_driver_says_is_written_down_before_anything_is_told(tmp_path, no
     assert [(one.settings, one.places) for one in noting] == [
         ({"uri": uri, "root": str(tmp_path), "models_mb": 3.0}, [journal.path])
     ]
-    assert journal.params["axis.model.mixer"] == "grfm, attention" and journal.params["seeds"] == "0, 1"
+    assert (
+        journal.lines["grid"]["params"]["axis.model.mixer"] == "grfm, attention"
+        and journal.lines["grid"]["params"]["seeds"] == "0, 1"
+    )
     assert [journal.facts(trial)["metrics"]["fid"] for trial in journal.trials] == [12.5, 13.5]
-    assert journal.status is None and not noting[0].ended
+    assert not journal.end and not noting[0].ended
     assert tracker.finish(make_outcome(records), tmp_path / "reports", "FAILED", "refuted") == ["something is missing"]
     assert tracker.finish(None, None, "KILLED") == ["something is missing"]  # it has ended
-    assert journal.read().end["report"] == tmp_path / "reports" and journal.status == "FAILED" and noting[0].ended
+    assert journal.read().end["report"] == "../reports" and journal.end["status"] == "FAILED" and noting[0].ended
     assert "secret" not in journal.path.read_text() + tracker.command
     assert journal.acquire()  # another driver may write now
     journal.release()
@@ -85,7 +88,7 @@ def test_how_a_driver_that_did_not_finish_left(tmp_path, noting, error, status):
             tracker.trial_started("k1")
             raise error
     (journal,) = journals(tmp_path / "runs")
-    assert journal.status == status and noting[0].ended
+    assert journal.end["status"] == status and noting[0].ended
 
 
 def test_two_drivers_of_one_grid_write_and_tell_of_it_once(tmp_path, noting):
@@ -101,7 +104,7 @@ def test_two_drivers_of_one_grid_write_and_tell_of_it_once(tmp_path, noting):
     third.trial_finished(records[0])
     assert len(noting) == 2 and third.finish(make_outcome(records), None) == ["something is missing"]
     (journal,) = journals(tmp_path / "runs")
-    assert journal.status == "FINISHED" and journal.facts(journal.trials[0])["state"] == "done"
+    assert journal.end["status"] == "FINISHED" and journal.facts(journal.trials[0])["state"] == "done"
 
 
 def test_a_full_or_closed_disk_is_told_and_stops_nothing(tmp_path, noting):
