@@ -57,10 +57,16 @@ class Location:
         return self.uri == f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
+    def scheme(self) -> str:
+        """Of the URI, without a driver; empty: it is a folder's path."""
+        scheme = self.uri.partition(":")[0].partition("+")[0]
+        return scheme if ":" in self.uri or scheme == "databricks" else ""
+
+    @property
     def file(self) -> Path | None:
         """The file of a sqlite store."""
         path = self.uri.partition("sqlite:///")[2].partition("?")[0]
-        return Path(path) if path and self.uri.startswith("sqlite") else None
+        return Path(path) if path and self.scheme == "sqlite" else None
 
     @property
     def command(self) -> str:
@@ -80,17 +86,16 @@ class Location:
             SettingError: MLflow can never write there: an unknown scheme, no host, a missing or read-only folder, no
                 driver for the database.
         """
-        scheme = self.uri.partition(":")[0].partition("+")[0] if ":" in self.uri else ""
-        plugins = {entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}
-        if scheme in ("", "file") and self.uri != "databricks" and scheme not in plugins:
+        allowed = (*SCHEMES, *sorted({entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}))
+        if self.scheme in DATABASES:
+            self._check_database()
+        elif self.scheme in ("http", "https"):
+            self._check_server()
+        elif self.scheme in ("", "file") and self.scheme not in allowed:
             if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
                 raise self._refused("MLflow no longer writes runs to folders; allowed: sqlite:///mlflow.db, a server")
-        elif self.uri != "databricks" and scheme not in (*SCHEMES, *plugins):
-            raise self._refused(f"scheme {scheme!r} is unknown; allowed: {', '.join((*SCHEMES, *sorted(plugins)))}")
-        if scheme in ("http", "https"):
-            self._check_server(scheme)
-        if scheme in DATABASES:
-            self._check_database()
+        elif self.scheme not in allowed:
+            raise self._refused(f"scheme {self.scheme!r} is unknown; allowed: {', '.join(allowed)}")
         return self
 
     def explained(self, error: Exception) -> str:
@@ -109,19 +114,18 @@ class Location:
 
     def artifacts(self, experiment: str) -> str | None:
         """Where a database's artifacts go: MLflow would take ``mlruns`` in the current folder. None: a server decides."""
-        if self.uri.split(":")[0].partition("+")[0] not in DATABASES:
+        if self.scheme not in DATABASES:
             return None
         return ((self.file.parent if self.file else self.root) / "mlartifacts" / experiment).as_uri()
 
-    def _check_server(self, scheme: str) -> None:
+    def _check_server(self) -> None:
         try:
-            parts = urlsplit(self.uri)
-            host, _ = parts.hostname, parts.port
+            host, _ = urlsplit(self.uri).hostname, urlsplit(self.uri).port
         except ValueError as error:  # of a password with a / in it, the first half is taken for the port
             why = "its password must be percent-encoded, / as %2F" if secrets(self.uri) else str(error)
             raise self._refused(why) from None
         if not host:
-            raise self._refused(f"no host; expected {scheme}://host:port")
+            raise self._refused(f"no host; expected {self.scheme}://host:port")
 
     def _check_database(self) -> None:
         from sqlalchemy.engine import make_url
@@ -134,7 +138,7 @@ class Location:
             raise self._refused(f"the Python package {error.name} is not installed{hint}") from None
         except (ArgumentError, ValueError) as error:
             raise self._refused(str(error).splitlines()[0]) from None
-        if not self.uri.startswith("sqlite"):
+        if self.scheme != "sqlite":
             return
         if self.file is None or self.file.name == ":memory:":
             raise self._refused("a sqlite store needs a file, as sqlite:///mlflow.db")

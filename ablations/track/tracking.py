@@ -26,15 +26,15 @@ class Tracker:
     """Has MLflow told of a grid's trials; never raises for MLflow's sake.
 
     Args:
-        experiment: name of the MLflow experiment, the grid's name.
-        uri: tracking URI; None: see ``Location.of``.
-        root: folder of the default store.
-        runs: the runs folder.
-        warn: called with one sentence when MLflow first fails, from a thread. Default: print to stderr.
+        experiment: the grid's name.
+        uri, root: of the store, as ``Location.of``.
+        warn: called with a sentence when MLflow fails, from a thread. Default: print to stderr.
         models_mb: size up to which trained models are logged; 0: none.
 
-    ``problems`` says in the end what MLflow does not have. As a context manager: leaving by an exception before
-    ``finish`` marks what runs as KILLED (KeyboardInterrupt) or FAILED.
+    Attributes:
+        problems: in the end, a sentence for each thing that MLflow does not have.
+
+    As a context manager: leaving by an exception before ``finish`` marks what runs as KILLED (KeyboardInterrupt) or FAILED.
 
     Raises:
         SettingError: nothing can ever be written to ``uri``.
@@ -93,11 +93,9 @@ class Tracker:
     def finish(
         self, outcome: GridOutcome | None, report: Path | None, status: str = "FINISHED", verdict: str | None = None
     ) -> list[str]:
-        """End the grid's run: summary metrics, the report folder as artifact, the verdict as tag, the status.
+        """End the grid's run with its report and verdict, and what did not end as KILLED; returns ``problems``.
 
-        ``status`` is FINISHED, FAILED or KILLED. Trials that did not end are marked KILLED. Waits for a store that
-        answers. Returns ``problems``: a sentence for what is not in the store; empty when all is. Raises ValueError for
-        another status.
+        Waits for a store that answers. Raises ValueError for a status that is none of ``STATUSES``.
         """
         if status not in STATUSES:
             raise ValueError(f"status is {status!r}; allowed: {', '.join(STATUSES)}")
