@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluations import evaluation
@@ -92,7 +93,7 @@ def test_a_grid_takes_the_images_and_scores_of_a_measured_stage_as_they_are(flow
         ("", [], []),
         ("", ["sample.steps=2"], []),
         ("/steps-1", ["sample.steps=1"], []),
-        ("", ["sample.shift=2"], ["sample.shift=2"]),
+        ("", ["sample.shift=3", "sample.batch=5"], ["sample.shift=3"]),
     ],
 )
 def test_a_student_has_the_images_of_the_grids_student(place, planned, words, student):
@@ -101,6 +102,10 @@ def test_a_student_has_the_images_of_the_grids_student(place, planned, words, st
     run = evaluation(Path("runs"), f"model={student}{place}", *DATA, *MEASURE, *words)
     assert run.maker.work.key == f"{student}{place}" == chain.run.maker.work.key
     assert run.main.key == chain.run.main.key
+    chain.run.main.make()  # by the model that the grid opens when it is its turn
+    made = run.maker.opened.generate(run.main.captions, 0, 0).numpy()
+    assert np.abs(chain.run.main.images().astype(int) - made).max() <= 1  # batch sizes round differently
+    assert chain.run.main.result["model"]["nfe"] == run.maker.opened.settings.evaluations
 
 
 def test_results_are_called_by_the_key(student, capsys):
