@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ablations.question.compose import composed
 from small_grid import TRIALS, Driver, results
 from test_command import command
 
-from ablations.launch.job import no_room
-from ablations.run import main
 from ablations.session.grid_record import Entry, GridRecord, record_path
+from ablations.launch.job import no_room
+from ablations.question.compose import composed
+from ablations.run import main
 from iris.settings import plain_values
 from iris.training.__main__ import main as train
 

@@ -14,7 +14,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from iris.stages.distill import students
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -22,6 +21,7 @@ from PIL import Image
 
 from iris import IrisPipeline
 from iris.io.tensors import load_tensors
+from iris.stages.distill import students
 from iris.stages.settings import settings_of
 
 ROOT = Path(__file__).parents[2]

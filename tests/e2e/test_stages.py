@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from iris.stages.distill import students
-from iris.stages.vae import load_latent
 from PIL import Image
 
 from iris.diffusion.sampling import SamplingSettings
@@ -29,7 +27,9 @@ from iris.io.tensors import load_tensors
 from iris.pipeline import IrisPipeline
 from iris.stages import base
 from iris.stages.data import Latents
+from iris.stages.distill import students
 from iris.stages.latent_cache import CachedLatents
+from iris.stages.vae import load_latent
 from iris.training.__main__ import main
 
 SMALL = (

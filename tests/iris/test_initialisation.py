@@ -8,11 +8,11 @@ from dataclasses import fields
 import pytest
 import torch
 from conformance import choices, latent_cases, mixer_cases, text_cases
-from iris.diffusion.distill import DistillSettings, StudentTime, ZeroEmbedding
 from small_models import CAPTIONS, TEXT_WIDTH, small_config, small_generator
 from torch import nn
 
 import iris
+from iris.diffusion.distill import DistillSettings, StudentTime, ZeroEmbedding
 from iris.latents import LATENTS, build_latent
 from iris.latents.discriminator import AdversarialVAE, PatchDiscriminator
 from iris.model import TextToLatent

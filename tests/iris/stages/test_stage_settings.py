@@ -27,7 +27,7 @@ STREAM = ("data=tar", "data.path=taken", "data.size=32", "data.live=true")
 def stage(folder: Path, *words: str) -> Stage:
     """The stage of a command line, not made."""
     console = Console(file=open(folder / "said", "w"))
-    desk = Desk(folder / "runs", Progress(console=console), Processes("cpu"))
+    desk = Desk(folder / "runs", Progress(console=console), Processes("cpu"), "none")
     return stage_of([*words, "scale=smoke"], desk)
 
 
