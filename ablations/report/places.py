@@ -13,19 +13,24 @@ from iris.io.hashing import digest
 
 VERDICT = "verdict.json"
 LONGEST = 80  # characters of a folder's name
-# Words of a command line that change nothing about the question: which grid, how many seeds, where and how it is run.
-HOW = ("grid", "seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "compute")
+# What of a command line changes nothing about the question: how many seeds, where and how it is run.
+HOW = ("seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "compute")
 
 
 def report_folder(reports: Path, grid: str, words: Sequence[str]) -> Path:
     """The folder of a command's report: ``reports``/GRID, or, with settings of its own, one below it named by them."""
-    own = sorted(_shown(word) for word in words if word.partition("=")[0].partition(".")[0] not in HOW)
+    own = sorted(_shown(word) for word in words if _asks(word.partition("=")[0]))
     if not own:
         return reports / grid
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", " ".join(own)).strip("_.")
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{digest(own)[:6]}"
     return reports / grid / name
+
+
+def _asks(key: str) -> bool:
+    """Whether a setting is part of the question; which grid it is says the folder above."""
+    return key != "grid" and key.partition(".")[0] not in HOW
 
 
 def _shown(word: str) -> str:
