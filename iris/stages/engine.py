@@ -43,9 +43,9 @@ class Progress(Protocol):
         """How a training loop goes, from a row of its metrics."""
 
 
-def unobserved(folder: Path) -> contextlib.AbstractContextManager[None]:
+def unobserved(folder: Path) -> contextlib.AbstractContextManager[Callable[[], None]]:
     """Nobody follows the training in ``folder``."""
-    return contextlib.nullcontext()
+    return contextlib.nullcontext(lambda: None)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Context:
 
     Attributes:
         runs: the runs folder.
-        observe: entered with the folder of a stage while it trains.
+        observe: entered with the folder of a stage while it trains; what it gives is called when there is more in it.
         fingerprints: of data and weights that were looked at once.
     """
 
     runs: Path
     progress: Progress
     processes: Processes = field(default_factory=lambda: Processes("cpu"))
-    observe: Callable[[Path], contextlib.AbstractContextManager[Any]] = unobserved
+    observe: Callable[[Path], contextlib.AbstractContextManager[Callable[[], None]]] = unobserved
     fingerprints: dict[Any, str] = field(default_factory=dict)
 
     @property
@@ -79,8 +79,12 @@ class Work(Protocol):
     def done(self) -> bool:
         """Whether it is there."""
 
+    @property
+    def place(self) -> Path:
+        """The folder of what it made."""
+
     def make(self) -> Path:
-        """Make it unless it is there; the folder of what it made."""
+        """Make it unless it is there; returns ``place``."""
 
     def chain(self) -> Iterator[Stage]:
         """The stages that it takes to make it, the first first."""
@@ -88,11 +92,16 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Finished:
-    """Weights that a person named by a key or a folder."""
+    """Weights that a person named by a key or a folder; what a stage made them of is known by its keys."""
 
     key: str
     folder: Path
+    built_on: Mapping[str, str] = field(default_factory=dict)
     done: ClassVar[bool] = True
+
+    @property
+    def place(self) -> Path:
+        return self.folder
 
     def make(self) -> Path:
         return self.folder
@@ -115,6 +124,10 @@ class Inside:
     @property
     def done(self) -> bool:
         return self.stage.done
+
+    @property
+    def place(self) -> Path:
+        return self.stage.place / self.name
 
     def make(self) -> Path:
         return self.stage.make() / self.name
@@ -212,7 +225,7 @@ class Stage(ABC):
             return self.place
         _ = processes.device  # an absent one is told before anything is made
         for work in (*self.needs.values(), *self.uses.values()):
-            if not work.done:
+            if not processes.agree(lambda work=work: work.done):  # each would see another moment of it
                 work.make()
         if self.collective:
             with self._locked() if processes.first else contextlib.nullcontext():
@@ -279,13 +292,13 @@ def named(setting: str, word: str, context: Context) -> Finished:
     Raises:
         SettingError: there is neither.
     """
-    key, _, inside = word.partition("/")
+    key, _, inside = word.rstrip("/").partition("/")
     made = context.stages / key
     if (made / RESULT).exists() and (made / WEIGHTS / inside).is_dir():
-        return Finished(word, made / WEIGHTS / inside)
+        return Finished(word.rstrip("/"), made / WEIGHTS / inside, read_json(made / RESULT)["built_on"])
     folder = Path(word).expanduser()
     if folder.is_dir():
-        return Finished(identity(setting, folder), folder)
+        return _made(folder) or Finished(content_key(setting, folder), folder)
     there = sorted(path.parent.parent.name for path in context.stages.glob(f"*/{WEIGHTS}/config.json"))
     keys = f"; finished: {', '.join(there[:8])}" if there else ""
     raise SettingError(
@@ -304,12 +317,18 @@ def identity(setting: str, folder: Path) -> str:
 
 def made_by(folder: Path) -> str | None:
     """The key of the stage that made a folder of weights, if they are still as it made them."""
+    found = _made(folder)
+    return found.key if found else None
+
+
+def _made(folder: Path) -> Finished | None:
+    folder = folder.resolve()
     inside = folder.parent.name == WEIGHTS
     whole = folder.parent if inside else folder
     made = read_json(whole.parent / RESULT) if whole.name == WEIGHTS else None
     if not made or made.get("content") != content_key("weights", whole):
         return None
-    return f"{made['key']}/{folder.name}" if inside else made["key"]
+    return Finished(f"{made['key']}/{folder.name}" if inside else made["key"], folder, made["built_on"])
 
 
 def content_key(setting: str, folder: Path) -> str:

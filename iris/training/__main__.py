@@ -77,6 +77,7 @@ def run(words: Sequence[str]) -> Path:
     from iris.io.progress import Progress
     from iris.stages import Context, stage_of
     from iris.stages.processes import Processes
+    from iris.stages.tracking import Tracking
     from iris.training.publishing import check_out, publish
 
     if not any(word.startswith("stage=") for word in words):
@@ -87,10 +88,13 @@ def run(words: Sequence[str]) -> Path:
         torch.set_num_threads(settings.threads)
     processes = Processes(settings.compute.device)
     with Progress(quiet=not processes.first) as progress:
-        stage = stage_of(settings, Context(Path(settings.runs_dir), progress, processes))
+        tracking = Tracking(settings.log, progress.say)
+        stage = stage_of(settings, Context(Path(settings.runs_dir), progress, processes, tracking.observe))
+        missed = tracking.missed(stage)
         place = stage.make()
-        if processes.first and settings.out is not None:
-            place = publish(place, settings.out)
+        if processes.first:
+            tracking.tell(missed)
+            place = place if settings.out is None else publish(place, settings.out)
         progress.say(f"weights   {place}")
         for line in stage.usage(place):
             progress.say(f"use them  {line}")
