@@ -151,6 +151,7 @@ def words(trials: int, folder: str) -> list[str]:
 
 def _plan(trials: int, folder: str, *more: str) -> Any:
     from ablations.question.compose import composed, settings_of
+
     from ablations.question.plan import make_plan
 
     settings, values = settings_of(composed([*words(trials, folder), *more]))

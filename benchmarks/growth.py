@@ -20,8 +20,8 @@ from ablations.report.charts import STYLE, log_axis, new_figure
 from ablations.report.palette import DASHES, HUES, MARKERS
 from benchmarks.presets import command
 from eval.speed.growth import Curve, growth_table, measure_growth
-from iris.io.machine import processor_name
 from eval.speed.workers import Loader
+from iris.io.machine import processor_name
 from iris.nn.mixers import MIXERS
 
 REFERENCE = "attention"

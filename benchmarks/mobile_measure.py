@@ -18,8 +18,8 @@ from eval.speed.caps import CAPS_MB, caps_held
 from eval.speed.latency import LatencyResult, Timed, interleave
 from eval.speed.memory import RUNS
 from eval.speed.parts import repeat_for
-from iris.io.machine import processor_name
 from eval.speed.workers import STEADY_HEAP, Loader, Worker
+from iris.io.machine import processor_name
 
 PARTS = ("text", "generator", "decoder")
 TIMEOUT = 1200.0  # seconds of one request
@@ -121,8 +121,8 @@ def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
     from eval.export.ort import OrtPipeline
     from eval.export.pipeline import export_pipeline
     from eval.judges import load_judge
-    from eval.stages.features import extract_features
     from eval.metrics.fid import frechet_replicates, jackknife_error
+    from eval.stages.features import extract_features
     from iris import IrisPipeline
 
     model = Path(str(files("iris").joinpath("weights/shapes")))

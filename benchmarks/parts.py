@@ -18,9 +18,9 @@ from eval.speed.caps import CAPS_MB, CapResult, cap_table, caps_held
 from eval.speed.latency import Timed, few_rounds, interleave
 from eval.speed.memory import PartMemory, measure_memory_by_part, worker_memory
 from eval.speed.parts import PartsLatency, measure_parts, part_table
-from iris.io.machine import processor_name
 from eval.speed.workers import STEADY_HEAP, Loader, Worker
 from eval.targets import check
+from iris.io.machine import processor_name
 
 OUT = Path("reports/parts.md")
 LOAD = "eval.models.loading:load_for_measuring"

@@ -21,8 +21,8 @@ from torch import Tensor
 from eval.models.ledger import DOCUMENT, MIB, LedgerRow, memory_ledger, total
 from eval.speed.latency import Contention
 from eval.speed.probes import MB
-from iris.io.machine import processor_name
 from eval.speed.workers import Loader, Worker
+from iris.io.machine import processor_name
 from iris.presets import PRESETS, SIZE, TEXT_LENGTH, TEXT_WIDTH
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

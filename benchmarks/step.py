@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from iris.io.machine import processor_name
 from iris.data import open_source
 from iris.diffusion.flow import interpolate
+from iris.io.machine import processor_name
 from iris.model import TextToLatent, read_folder
 from iris.nn.generator import Generator, GeneratorConfig
 from iris.randomness import addressed, initialise
-from iris.stages.data import Latents
+from iris.stages.encoded import Latents
 from iris.stages.latent_cache import CachedLatents, encode_source
 from iris.text import Vocabulary, WordEncoder
 from iris.training.loop import LoopSettings, fit

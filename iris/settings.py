@@ -75,6 +75,12 @@ def build(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
     return kind(**{n: _value(f"{where}{n}", hints[n], values[n], fields[n].metadata) for n in fields})
 
 
+def check(settings: Any, group: str) -> None:
+    """Raise a SettingError unless the fields of a dataclass that was made in Python have the types and values allowed."""
+    for one in dataclasses.fields(settings):
+        _value(f"{group}.{one.name}", _hints(type(settings))[one.name], getattr(settings, one.name), one.metadata)
+
+
 def defaults(kind: type) -> dict[str, Any]:
     """A dataclass's defaults as nested plain values; a field that holds settings has those of its own class."""
     found: dict[str, Any] = {}
@@ -398,5 +404,12 @@ def _explained(group: str, kind: type, values: Mapping[str, Any]) -> Iterable[st
         shown = yaml.dump(values[one.name], Dumper=_Dumper, default_flow_style=True, width=200).partition("\n")[0]
         words = [about.get("help", "")]
         words += [f"one of {', '.join(about['choices'])}"] if "choices" in about else []
+        words += [_range(about)] if "low" in about else []
         words += ["changes no result"] if not about.get("result", True) else []
         yield f"  {name}={shown}".ljust(40) + "  " + "; ".join(word for word in words if word)
+
+
+def _range(about: Mapping[str, Any]) -> str:
+    low, high = about["low"], about["high"]
+    parts = [f"{'above' if about['above'] else 'from'} {low}"] if low is not None else []
+    return " ".join([*parts, *([f"to {high}"] if high is not None else [])])

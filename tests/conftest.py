@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
+# One thread a process, as there is a process a core; before torch is imported, also in what the tests start.
+for _name, _value in (
+    ("OMP_NUM_THREADS", "1"),
+    ("MKL_NUM_THREADS", "1"),
+    ("OMP_WAIT_POLICY", "PASSIVE"),
+    ("HF_HUB_OFFLINE", "1"),
+):
+    os.environ.setdefault(_name, _value)
+
+import pytest
 import torch
 
 # Tests fork, and train in the child. Autograd refuses that when it was first used after an exporter had been loaded,
 # since it then starts threads; it is used here, before any test.
 torch.zeros(1, requires_grad=True).sum().backward()
+
+# Checkpoints and databases are synced to disk all the time; in memory that takes no time.
+MEMORY, ROOM = "/dev/shm", 8e9
+if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+
+# Folders whose tests answer at once, those marked "slow" or "heavy" apart.
+QUICK = ("tests/iris", "tests/eval", "tests/ablations", "tests/test_layers.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``-m quick`` runs."""
+    for item in items:
+        place = item.path.relative_to(item.config.rootpath).as_posix()
+        if place.startswith(QUICK) and not any(item.get_closest_marker(name) for name in ("slow", "heavy")):
+            item.add_marker(pytest.mark.quick)

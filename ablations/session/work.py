@@ -27,6 +27,7 @@ from iris.io.files import read_json, write_json
 from iris.nn.gates import record_gates
 from iris.pipeline import IrisPipeline
 from iris.settings import build
+from iris.stages.latent import LatentStage
 from iris.training.devices import process_rank
 from iris.training.loop import NonFiniteLoss
 
@@ -162,6 +163,9 @@ def metrics_of(chain: Chain) -> dict[str, float]:
     """Every number of the measures without its judge's name, its standard error as NAME_se, and how many images."""
     found: dict[str, float] = {"samples": len(chain.run.main.captions)}
     found |= {name: value for name, value in chain.model.result.get("metrics", {}).items() if name == "validation_loss"}
+    for stage in chain.stages:
+        if isinstance(stage, LatentStage):
+            found["latent_psnr"] = stage.result["metrics"]["psnr"]
     for score in chain.scores:
         scores = score.scores()
         for name, number in scores.numbers.items():

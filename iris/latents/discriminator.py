@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError
 from iris.latents.base import Latent
 from iris.latents.convolutions import ScaledConv2d
-from iris.latents.losses import require_weight
+from iris.settings import check, setting
 
 BALANCES = ("constant", "adaptive")
 GROUPS = 8
@@ -38,24 +38,16 @@ class AdversarialOptions:
     width, layers: of ``PatchDiscriminator``.
     """
 
-    weight: float = 0.0
-    balance: str = "constant"
-    start: int = 0
-    rate: float = 1.0
-    width: int = 64
-    layers: int = 3
+    weight: float = setting(0.0, "of the term; 0: none", low=0)
+    balance: str = setting("constant", "adaptive: by the ratio of gradients", choices=BALANCES)
+    start: int = setting(0, "first step at which it counts", low=0)
+    rate: float = setting(1.0, "the discriminator's learning rate over the VAE's", low=0, above=True)
+    width: int = setting(64, "of the discriminator", low=GROUPS)
+    layers: int = setting(3, "of the discriminator", low=1)
 
     def __post_init__(self) -> None:
-        require_weight("adversarial.weight", self.weight)
-        require_weight("adversarial.rate", self.rate)
-        require_choice("adversarial.balance", self.balance, BALANCES)
-        if self.rate == 0:
-            raise SettingError("adversarial.rate=0 must be above 0")
-        for name, least in (("start", 0), ("layers", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise SettingError(f"adversarial.{name}={value!r} must be a whole number of at least {least}")
-        if type(self.width) is not int or self.width < GROUPS or self.width % GROUPS:
+        check(self, "adversarial")
+        if self.width % GROUPS:
             raise SettingError(f"adversarial.width={self.width!r} must be a multiple of {GROUPS} (its groups)")
 
     def require_size(self, height: int, width: int) -> None:

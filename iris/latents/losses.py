@@ -9,18 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError
 from iris.latents.haar import dwt
 from iris.latents.vae import VAE
+from iris.settings import check, setting
 
 BANDS = ("cA", "cH", "cV", "cD")  # PyWavelets' names in the order in which dwt stacks them
 NORMS = ("l1", "l2")
-
-
-def require_weight(setting: str, value: object) -> None:
-    """Raise a SettingError unless ``value`` is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise SettingError(f"{setting}={value!r} must be a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -33,22 +28,19 @@ class ReconstructionOptions:
     norm: ``l1`` or ``l2`` of a band's error. With ``l2`` and equal weights the bands only repeat the pixels' l2.
     """
 
-    l1: float = 1.0
-    l2: float = 1.0
-    bands: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    levels: int = 1
-    norm: str = "l1"
+    l1: float = setting(1.0, "weight of the mean absolute error", low=0)
+    l2: float = setting(1.0, "weight of the mean squared error", low=0)
+    bands: tuple[float, float, float, float] = setting((0.0, 0.0, 0.0, 0.0), "weights of cA, cH, cV, cD")
+    levels: int = setting(1, "of the Haar pyramid that these bands belong to", low=1)
+    norm: str = setting("l1", "of a band's error", choices=NORMS)
 
     def __post_init__(self) -> None:
-        require_weight("reconstruction.l1", self.l1)
-        require_weight("reconstruction.l2", self.l2)
+        check(self, "reconstruction")
         if isinstance(self.bands, (str, int, float)) or len(self.bands) != len(BANDS):
             raise SettingError(f"reconstruction.bands={self.bands!r} must be four weights: of {', '.join(BANDS)}")
         for band, weight in zip(BANDS, self.bands, strict=True):
-            require_weight(f"reconstruction.bands ({band})", weight)
-        if type(self.levels) is not int or self.levels < 1:
-            raise SettingError(f"reconstruction.levels={self.levels!r} must be a whole number of at least 1")
-        require_choice("reconstruction.norm", self.norm, NORMS)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise SettingError(f"reconstruction.bands ({band})={weight!r} must be a number of at least 0")
 
     def require_size(self, height: int, width: int) -> None:
         """Raise a SettingError if images of this size do not have so many levels."""

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from iris.errors import SettingError, require_choice
-from iris.latents.losses import require_weight
+from iris.errors import SettingError
+from iris.settings import check, setting
 
 # Mean and standard deviation of ImageNet, for images in [-1, 1], as LPIPS rounds them.
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -57,13 +57,12 @@ class PerceptualOptions:
         names; None: torchvision's file name in torch.hub's folder, where torchvision itself puts it.
     """
 
-    weight: float = 0.0
-    net: str = "vgg"
-    source: str | None = None
+    weight: float = setting(0.0, "of the LPIPS term; 0: none", low=0)
+    net: str = setting("vgg", "the backbone", choices=tuple(NETS))
+    source: str | None = setting(None, "a file with its weights; null: where torchvision keeps them")
 
     def __post_init__(self) -> None:
-        require_weight("perceptual.weight", self.weight)
-        require_choice("perceptual.net", self.net, tuple(NETS))
+        check(self, "perceptual")
 
     def require_size(self, height: int, width: int) -> None:
         """Raise a SettingError if the backbone cannot take images of this size."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError
+from iris.settings import check, setting
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,17 @@ class Depth:
         SettingError: an unknown word, or a combination that would lose the input or its gradient.
     """
 
-    share: bool = True
-    injection: str = "concat"
-    initial: str = "input"
-    norm: str = "pre"
-    conditioning: str = "layer"
-    training: str = "fixed"
-    backprop: int | None = None
-    carry: bool = False
+    share: bool = setting(True, "one core for all passes; false: core * iterations layers of their own")
+    injection: str = setting("concat", "what enters each pass beside the state", choices=("concat", "add", "none"))
+    initial: str = setting("input", "the state before the first pass", choices=("input", "noise", "zero"))
+    norm: str = setting("pre", "sandwich: the sum is normalised again", choices=("pre", "sandwich"))
+    conditioning: str = setting("layer", "adaLN-Zero; time: does not see the pass", choices=("layer", "single", "time"))
+    training: str = setting("fixed", "passes of a training step", choices=("fixed", "drawn", "exits"))
+    backprop: int | None = setting(None, "gradient through the last so many passes; null: all", low=1)
+    carry: bool = setting(False, "the state of one sampling step starts the next")
 
     def __post_init__(self) -> None:
-        require_choice("depth.injection", self.injection, ("concat", "add", "none"))
-        require_choice("depth.initial", self.initial, ("input", "noise", "zero"))
-        require_choice("depth.norm", self.norm, ("pre", "sandwich"))
-        require_choice("depth.conditioning", self.conditioning, ("layer", "single", "time"))
-        require_choice("depth.training", self.training, ("fixed", "drawn", "exits"))
-        if self.backprop is not None and self.backprop < 1:
-            raise SettingError(f"depth.backprop={self.backprop} must be at least 1, or null for all passes")
+        check(self, "depth")
         if self.injection == "none" and self.initial != "input":
             raise SettingError(
                 f"depth.injection=none loses the input with depth.initial={self.initial}; use depth.initial=input"

@@ -89,7 +89,7 @@ class Captions(Stage):
         prompts: further ones.
     """
 
-    kind = "text"
+    kind = "captions"
 
     def __init__(
         self, context: Context, encoded: Sequence[Encoded], encoder: Any, fingerprint: str, prompts: Sequence[str]

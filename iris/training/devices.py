@@ -44,12 +44,14 @@ def make_accelerator(device: str, precision: str, accumulate: int) -> Accelerato
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
         )
     except ValueError as error:
-        raise SettingError(f"train.precision={precision} cannot be used with train.device={device}: {error}") from error
+        raise SettingError(
+            f"compute.precision={precision} cannot be used with compute.device={device}: {error}"
+        ) from error
     kind = accelerator.device.type
     if device not in ("auto", kind):
-        raise SettingError(f"train.device={device} is not there; this machine offers cpu, auto (now {kind})")
+        raise SettingError(f"compute.device={device} is not there; this machine offers cpu, auto (now {kind})")
     if precision == "fp16" and accelerator.scaler is None:
-        raise SettingError(f"train.precision=fp16 needs a GPU; on {kind} allowed: no, bf16")
+        raise SettingError(f"compute.precision=fp16 needs a GPU; on {kind} allowed: no, bf16")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         atexit.unregister(_leave)
         atexit.register(_leave)
@@ -89,7 +91,7 @@ def own_device(device: str) -> torch.device:
     if device == "cpu" or (device == "auto" and kind == "cpu"):
         return torch.device("cpu")
     if device not in ("auto", kind):
-        raise SettingError(f"train.device={device} is not there; this machine offers cpu, auto (now {kind})")
+        raise SettingError(f"compute.device={device} is not there; this machine offers cpu, auto (now {kind})")
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from iris.diffusion.distillation import SOLVERS
 from iris.diffusion.sampling import SamplingSettings
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError
 from iris.nn.generator import GeneratorConfig
+from iris.settings import check, setting
 
 METHODS = ("consistency", "shortcut")
 LONGEST_GRID = 4096
@@ -46,43 +47,30 @@ class DistillSettings:
         SettingError: a word that is unknown, a number outside its range, or a combination that means nothing.
     """
 
-    method: str = "consistency"
-    steps: tuple[int, ...] = (1, 2, 4)
-    grid: int = 64
-    grid_end: int | None = None
-    segments: int = 1
-    solver: str = "euler"
-    solver_steps: int = 1
-    guidance: float = 3.0
-    guidance_max: float | None = None
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    shift: float = 1.0
-    ema: float = 0.95
-    delta: float = 1e-3
-    bootstrap: float = 0.5
-    iterations: int | None = None
-    teacher_iterations: int | None = None
+    method: str = setting("consistency", "how it learns", choices=METHODS)
+    steps: tuple[int, ...] = setting((1, 2, 4), "sampling steps that students are made for: 1,2,4")
+    grid: int = setting(64, "teacher steps from noise to data", low=1, high=LONGEST_GRID)
+    grid_end: int | None = setting(None, "the grid at the end of training; null: the same", low=1, high=LONGEST_GRID)
+    segments: int = setting(1, "of consistency: parts of the flow, each jumped", low=1)
+    solver: str = setting("euler", "how the teacher crosses an interval", choices=SOLVERS)
+    solver_steps: int = setting(1, "in how many steps", low=1)
+    guidance: float = setting(3.0, "folded into the teacher; 1: none", low=0)
+    guidance_max: float | None = setting(None, "the student is told a scale up to this; null: fixed", low=0)
+    guidance_start: float = setting(0.0, "the teacher is guided at times from here", low=0, high=1)
+    guidance_end: float = setting(1.0, "to here", low=0, high=1)
+    shift: float = setting(1.0, "of consistency: of the grid's times", low=0, above=True)
+    ema: float = setting(0.95, "decay of the target network; 0: the student itself", low=0)
+    delta: float = setting(1e-3, "of consistency: of the pseudo-Huber loss", low=0, above=True)
+    bootstrap: float = setting(0.5, "of shortcut: share of a batch that learns from half steps", low=0, above=True)
+    iterations: int | None = setting(None, "passes of the student; null: as trained", low=1)
+    teacher_iterations: int | None = setting(None, "passes of the teacher; null: as trained", low=1)
 
     def __post_init__(self) -> None:
-        require_choice("student.method", self.method, METHODS)
-        require_choice("student.solver", self.solver, SOLVERS)
         object.__setattr__(self, "steps", _counts(self.steps))
-        for name in ("grid", "grid_end"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= LONGEST_GRID:
-                raise SettingError(f"student.{name}={value} must lie in 1 … {LONGEST_GRID}")
-        for name in ("segments", "solver_steps", "iterations", "teacher_iterations"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"student.{name}={value} must be at least 1")
-        for name in ("shift", "delta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"student.{name}={getattr(self, name)} must be positive and finite")
-        if not 0 <= self.ema < 1:
-            raise SettingError(f"student.ema={self.ema} must be at least 0 and below 1")
-        if not 0 < self.bootstrap < 1:
-            raise SettingError(f"student.bootstrap={self.bootstrap} must lie between 0 and 1")
+        check(self, "student")
+        for name in ("ema", "bootstrap"):
+            if getattr(self, name) >= 1:
+                raise SettingError(f"student.{name}={getattr(self, name)} must be below 1")
         self._check_guidance()
         self._check_shortcut() if self.method == "shortcut" else self._check_consistency()
 

@@ -128,7 +128,7 @@ class DistillTask:
     def __post_init__(self) -> None:
         settings = self.module.settings
         if settings.grid_end is not None and self.steps is None:
-            raise SettingError("student.grid_end needs train.steps, over which the grid changes")
+            raise SettingError("student.grid_end needs distill.steps, over which the grid changes")
         if settings.method == "shortcut" and self.batch < 2:
             raise SettingError(f"train.batch={self.batch} must be at least 2 with student.method=shortcut")
 

@@ -64,6 +64,7 @@ class LoopSettings:
         skip_nonfinite: steps with a loss or gradient that is not finite that are skipped before one stops the run.
         device: cpu, auto, or a torch device type.
         validate_every: steps between two calls of the task's ``validate`` (0: never).
+        group: of settings that steps and optimiser come from, for messages.
 
     Raises:
         SettingError: a value that cannot be used.
@@ -82,13 +83,14 @@ class LoopSettings:
     skip_nonfinite: int = 0
     device: str = "cpu"
     validate_every: int = 0
+    group: str = "train"
 
     def __post_init__(self) -> None:
-        require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
+        require_choice("compute.precision", self.precision, ("no", "bf16", "fp16"))
         least_values = {"accumulate": 1, "keep": 1, "log_every": 1, "skip_nonfinite": 0, "validate_every": 0}
         for name, least in least_values.items():
             if getattr(self, name) < least:
-                raise SettingError(f"train.{name}={getattr(self, name)} must be at least {least}")
+                raise SettingError(f"compute.{name}={getattr(self, name)} must be at least {least}")
 
 
 Observer = Callable[[dict[str, float]], None]

@@ -74,13 +74,13 @@ class TrainingRun:
         if self.task.batch % shares:
             raise SettingError(
                 f"train.batch={self.task.batch} must be a multiple of {shares}: {self.world} processes "
-                f"times train.accumulate={self.settings.accumulate}"
+                f"times compute.accumulate={self.settings.accumulate}"
             )
         if self.settings.gradient_checkpointing and not self._looped():
-            raise SettingError("train.gradient_checkpointing=true: this stage has no looped core; allowed: false")
+            raise SettingError("compute.gradient_checkpointing=true: this stage has no looped core; allowed: false")
         if self.settings.validate_every and not hasattr(self.task, "validate"):
             raise SettingError(
-                f"train.validate_every={self.settings.validate_every}: this stage has no validation; allowed: 0"
+                f"compute.validate_every={self.settings.validate_every}: this stage has no validation; allowed: 0"
             )
 
     def _looped(self) -> list[nn.Module]:
@@ -134,12 +134,13 @@ class TrainingRun:
         if scaler is None or not math.isfinite(step.loss) or scaler.get_scale() <= 1:
             self.skipped += 1
             if self.skipped > self.settings.skip_nonfinite:
+                group = self.settings.group
                 likely = {
-                    "train.learning_rate": chosen.learning_rate,
-                    "train.clip": chosen.clip,
-                    "train.optimiser": chosen.name,
-                    "train.precision": self.settings.precision,
-                    "train.skip_nonfinite": self.settings.skip_nonfinite,
+                    f"{group}.learning_rate": chosen.learning_rate,
+                    f"{group}.clip": chosen.clip,
+                    f"{group}.optimiser": chosen.name,
+                    "compute.precision": self.settings.precision,
+                    "compute.skip_nonfinite": self.settings.skip_nonfinite,
                 }
                 raise non_finite(self.step + 1, step.loss, step.norm, self._facts(), likely)
         self.module.zero_grad(set_to_none=True)
@@ -245,20 +246,19 @@ class TrainingRun:
         """Where memory ran out, and what to turn."""
         chosen, size = self.settings, self._facts().size
         rows = self.task.batch // (self.world * chosen.accumulate)
-        text = f"in step {self.step + 1} with train.batch={self.task.batch}, {rows} rows at a time"
+        batch = f"{chosen.group}.batch"
+        text = f"in step {self.step + 1} with {batch}={self.task.batch}, {rows} rows at a time"
         text += f" of size {' x '.join(map(str, size))}" if size else ""
-        text += (
-            f": lower train.batch, or raise train.accumulate={chosen.accumulate} (the same result in smaller shares)"
-        )
+        text += f": lower {batch}, or raise compute.accumulate={chosen.accumulate} (the same result in smaller shares)"
         if self._looped() and not chosen.gradient_checkpointing:
-            text += ", or set train.gradient_checkpointing=true"
+            text += ", or set compute.gradient_checkpointing=true"
         return text
 
     def advice_on_look(self) -> str:
         """The same of ``validate``."""
         return (
-            f"while the averaged weights were looked at after step {self.step}: lower sample.count, or set "
-            f"train.validate_every={self.settings.validate_every} to 0 to do without"
+            f"while the averaged weights were looked at after step {self.step}: lower preview.count, or set "
+            f"compute.validate_every={self.settings.validate_every} to 0 to do without"
         )
 
     def _facts(self) -> BatchFacts:

@@ -75,8 +75,8 @@ class Compute:
     validate_every: int = setting(0, "steps between two looks at held-out data; 0: never", low=0, result=False)
 
 
-def loop_settings(training: Training, compute: Compute) -> LoopSettings:
-    """How the loop runs a stage's training.
+def loop_settings(training: Training, compute: Compute, group: str) -> LoopSettings:
+    """How the loop runs a stage's training; ``group``: the training's settings.
 
     Raises:
         SettingError: a value that it cannot use.
@@ -90,4 +90,4 @@ def loop_settings(training: Training, compute: Compute) -> LoopSettings:
         training.decay,
         training.clip,
     )
-    return LoopSettings(training.steps, optimiser, training.ema, **shared)
+    return LoopSettings(training.steps, optimiser, training.ema, group=group, **shared)

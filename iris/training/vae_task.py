@@ -44,7 +44,7 @@ class VAETask:
         reconstruction, perceptual, adversarial: what else the loss is made of; the last two are off by default.
         validation: pixels uint8 [M, H, W, 3], all of which ``validate`` and the sub-band PSNR reconstruct.
         band_psnr_every: steps between two rows with ``band_psnr/cA`` and so on, of the weights before that step's
-            update; 0 never. A row is written each train.log_every steps, so that it should be a multiple of that.
+            update; 0 never. A row is written each compute.log_every steps, so that it should be a multiple of that.
 
     Raises:
         SettingError: a term cannot be had at this image size or without a file; band_psnr_every without ``validation``.
@@ -104,7 +104,7 @@ class VAETask:
 
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
-        weights = {"latent.kl_weight": self.kl_weight, "latent.detail_weight": self.detail_weight}
+        weights = {"vae.kl_weight": self.kl_weight, "vae.detail_weight": self.detail_weight}
         for name in ("perceptual", "adversarial"):
             if weight := getattr(self, name).weight:
                 weights[f"{name}.weight"] = weight
@@ -117,7 +117,7 @@ class VAETask:
             SettingError: there are none.
         """
         if self.validation is None:
-            raise SettingError("train.validate_every: this stage was given no validation images; allowed: 0")
+            raise SettingError("compute.validate_every: this stage was given no validation images; allowed: 0")
         images, reconstruction = self._validate()
         return (reconstruction - images).square().mean().item()
 
@@ -139,7 +139,7 @@ class VAETask:
         """
         if self.adversarial.weight and self.adversarial.balance == "adaptive" and share.of != processes():
             raise SettingError(
-                f"train.accumulate={share.of // processes()} must be 1 with adversarial.balance=adaptive,"
+                f"compute.accumulate={share.of // processes()} must be 1 with adversarial.balance=adaptive,"
                 " whose weight is that of a whole batch; or set adversarial.balance=constant"
             )
 

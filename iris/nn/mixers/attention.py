@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iris.errors import require_choice
 from iris.nn.layers import Linear, RMSNorm, require_divisible, rotate, split_heads
+from iris.settings import check, setting
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
     """Settings attention.*: how queries and keys know where they are."""
 
-    position: str = "rotary"
+    position: str = setting("rotary", "rotary: by row and column", choices=("rotary", "learned", "none"))
 
     def __post_init__(self) -> None:
-        require_choice("attention.position", self.position, ("rotary", "learned", "none"))
+        check(self, "attention")
 
 
 class Attention(nn.Module):

@@ -9,16 +9,15 @@ alone, so that mixing commutes with cyclic shifts, and make the columns kx = 0 a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from iris.errors import SettingError, require_choice
 from iris.nn.layers import Linear, require_divisible
 from iris.nn.mixers.dft import dct2, idct2, irdft2, make_hermitian, rdft2
 from iris.nn.mixers.spectral import ModReLUNetwork, PhaseNetwork, RealNetwork, SpectralNetwork, StockNetwork
+from iris.settings import check, setting
 
 NETWORKS: dict[str, type[SpectralNetwork]] = {
     "phase": PhaseNetwork,
@@ -40,16 +39,12 @@ class FourierOptions:
     shrink: what soft-shrink takes off each modulus (``stock``: off real and imaginary part; ``dct``: coefficient).
     """
 
-    form: str = "phase"
-    modes: int | None = None
-    shrink: float = 0.01
+    form: str = setting("phase", "stock: AFNO as published", choices=FORMS)
+    modes: int | None = setting(None, "keep |kx|, |ky| up to this; null: all", low=0)
+    shrink: float = setting(0.01, "threshold of the soft-shrink", low=0)
 
     def __post_init__(self) -> None:
-        require_choice("fourier.form", self.form, FORMS)
-        if self.modes is not None and (type(self.modes) is not int or self.modes < 0):
-            raise SettingError(f"fourier.modes={self.modes!r} must be a whole number of at least 0, or none (all)")
-        if not (isinstance(self.shrink, (int, float)) and 0 <= self.shrink < math.inf):
-            raise SettingError(f"fourier.shrink={self.shrink!r} must be a number of at least 0")
+        check(self, "fourier")
 
 
 class FourierPathway(nn.Module):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError
 from iris.nn.layers import Linear, RMSNorm
 from iris.nn.mixers.fourier import FourierOptions, FourierPathway
 from iris.nn.mixers.recurrence import RecurrenceOptions, RecurrencePathway
 from iris.nn.mixers.spatial import SpatialOptions, SpatialPathway
+from iris.settings import check, setting
 
 PATHWAYS: dict[str, type[nn.Module]] = {
     "fourier": FourierPathway,
@@ -33,11 +34,11 @@ class FusionOptions:
     normalise: False lets the pathways in at their own scales, which differ tenfold.
     """
 
-    gate: str = "learned"
-    normalise: bool = True
+    gate: str = setting("learned", "what weighs the pathways", choices=GATES)
+    normalise: bool = setting(True, "pathways are normalised before they are fused")
 
     def __post_init__(self) -> None:
-        require_choice("fusion.gate", self.gate, GATES)
+        check(self, "fusion")
 
 
 class GRFM(nn.Module):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iris.errors import require_choice
 from iris.nn.layers import BlockLinear, Linear, require_divisible, rms_normalise
 from iris.nn.scan import linear_scan
+from iris.settings import check, setting
 
 DECAY_EXPONENT = 8.0  # c in the paper
 DIRECTIONS = {"cross4": 4, "raster2": 2}
@@ -29,14 +29,14 @@ class RecurrenceOptions:
         which then sees no other line.
     """
 
-    decay: str = "paper"
-    scan: str = "cross4"
-    reset: str = "sequence"
+    decay: str = setting(
+        "paper", "how the decay starts; code: as Griffin's authors released it", choices=("paper", "code")
+    )
+    scan: str = setting("cross4", "cross4: rows and columns, both ways; raster2: rows", choices=tuple(DIRECTIONS))
+    reset: str = setting("sequence", "where the state is reset", choices=("sequence", "row"))
 
     def __post_init__(self) -> None:
-        require_choice("recurrence.decay", self.decay, ("paper", "code"))
-        require_choice("recurrence.scan", self.scan, tuple(DIRECTIONS))
-        require_choice("recurrence.reset", self.reset, ("sequence", "row"))
+        check(self, "recurrence")
 
 
 class RGLRU(nn.Module):

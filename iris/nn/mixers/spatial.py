@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iris.errors import require_choice
 from iris.nn.layers import Linear, require_divisible
 from iris.nn.scan import linear_scan
+from iris.settings import check, setting
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class SpatialOptions:
     normalise: False applies gamma^(|dr| + |dc|) as it is, so that corners get up to four times smaller sums.
     """
 
-    decay: str = "learned"
-    form: str = "product"
-    normalise: bool = True
+    decay: str = setting("learned", "fixed: RMT's schedule", choices=("learned", "fixed"))
+    form: str = setting("product", "the same result at three costs", choices=("product", "dense", "recursion"))
+    normalise: bool = setting(True, "rows of the decay matrix sum to one")
 
     def __post_init__(self) -> None:
-        require_choice("spatial.decay", self.decay, ("learned", "fixed"))
-        require_choice("spatial.form", self.form, ("product", "dense", "recursion"))
+        check(self, "spatial")
 
 
 class SpatialPathway(nn.Module):
