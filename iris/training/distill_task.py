@@ -130,7 +130,7 @@ class DistillTask:
         if settings.grid_end is not None and self.steps is None:
             raise SettingError("student.grid_end needs distill.steps, over which the grid changes")
         if settings.method == "shortcut" and self.batch < 2:
-            raise SettingError(f"train.batch={self.batch} must be at least 2 with student.method=shortcut")
+            raise SettingError(f"distill.batch={self.batch} must be at least 2 with student.method=shortcut")
 
     def rows(self, step: int) -> Tensor:
         """Which latents and captions step ``step`` takes."""

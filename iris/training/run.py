@@ -73,7 +73,7 @@ class TrainingRun:
         shares = self.world * self.settings.accumulate
         if self.task.batch % shares:
             raise SettingError(
-                f"train.batch={self.task.batch} must be a multiple of {shares}: {self.world} processes "
+                f"{self.settings.group}.batch={self.task.batch} must be a multiple of {shares}: {self.world} processes "
                 f"times compute.accumulate={self.settings.accumulate}"
             )
         if self.settings.gradient_checkpointing and not self._looped():
