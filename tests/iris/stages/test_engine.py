@@ -330,7 +330,8 @@ def test_weights_that_are_not_there_are_told_with_those_that_are(context, tmp_pa
             named("start", word, context)
         said = f"start={word!r} is neither a finished stage in {context.stages} nor a folder"
         assert str(told.value).startswith(said) and str(told.value).endswith(f"; finished: {key}")
-    assert f"(did you mean {key}?)" in str(pytest.raises(SettingError, named, "start", f"{key}x", context).value)
+    with pytest.raises(SettingError, match=rf"\(did you mean {key}\?\)"):
+        named("start", f"{key}x", context)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingError, match=r"start=.*empty: config\.json is missing; expected finished weights"):
         named("start", str(tmp_path / "empty"), context)

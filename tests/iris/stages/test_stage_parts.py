@@ -21,7 +21,6 @@ from iris.training.__main__ import main
 from iris.training.publishing import check_out, publish
 
 
-
 def test_a_latent_folder_gives_the_latent_back(tmp_path):
     options = {"levels": 1, "stages": 1, "channels": 3, "width": 8}
     latent = initialise(build_latent("wavelet_vae", **options), 0)
