@@ -84,7 +84,7 @@ class Work(Protocol):
         """The folder of what it made."""
 
     def make(self) -> Path:
-        """Make it unless it is there; returns ``place``."""
+        """Make it unless it is there; the folder of what it made."""
 
     def chain(self) -> Iterator[Stage]:
         """The stages that it takes to make it, the first first."""
@@ -197,7 +197,10 @@ class Stage(ABC):
 
     @abstractmethod
     def work(self) -> dict[str, Any]:
-        """Do it in ``folder``; returns what is to be known of the result."""
+        """Do it in ``folder``; returns what is to be known of the result.
+
+        What it builds on is there: a stage that the first process works on alone must not ask the others for anything.
+        """
 
     def known(self) -> dict[str, Any]:
         """What the result says of what lies beside it."""
@@ -225,7 +228,7 @@ class Stage(ABC):
             return self.place
         _ = processes.device  # an absent one is told before anything is made
         for work in (*self.needs.values(), *self.uses.values()):
-            if not processes.agree(lambda work=work: work.done):  # each would see another moment of it
+            if not processes.agree(lambda work=work: work.done):
                 work.make()
         if self.collective:
             with self._locked() if processes.first else contextlib.nullcontext():

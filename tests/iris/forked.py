@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -27,21 +28,30 @@ def ranks(world: int) -> list[dict[str, str]]:
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | shared for rank in range(world)]
 
 
+def start(work: Callable[[], object], environment: dict[str, str] | None = None) -> int:
+    """Do ``work`` in a process of its own; its number."""
+    child = os.fork()
+    if child == 0:
+        _work(work, environment or {})
+    return child
+
+
+def ended(child: int) -> int | None:
+    """The exit code of a process, once: what its work returned, negative for a signal. None: it works."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
 def together(work: Callable[[int], object], environments: list[dict[str, str]], timeout: float = 90) -> list[int]:
-    """Do ``work(rank)`` in a process for each environment; their exit codes: what ``work`` returns, negative for a signal."""
-    children = []
-    for rank, environment in enumerate(environments):
-        child = os.fork()
-        if child == 0:
-            _work(lambda rank=rank: work(rank), environment)
-        children.append(child)
+    """Do ``work(rank)`` in a process for each environment; their exit codes. One that takes longer is killed."""
+    children = [start(partial(work, rank), environment) for rank, environment in enumerate(environments)]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + timeout
     while len(codes) < len(children):
         for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
+            code = ended(child)
+            if code is not None:
+                codes[child] = code
             elif time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
