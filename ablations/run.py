@@ -197,7 +197,7 @@ def _trial_table(plan: Plan, seconds: dict[str, float]) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("params", "steps", "minutes"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for trial in plan.trials:
         flows = trial.chain.flows
         cost = sum(seconds.get(stage.key, 0.0) for stage in flows)
@@ -209,7 +209,7 @@ def _trial_table(plan: Plan, seconds: dict[str, float]) -> Table:
             f"{parameters(trial.chain.settings) / 1e6:.3f} M",
             str(sum(stage.training.steps for stage in flows)),
             f"{cost / 60:.1f}" if cost else "–",
-            "cached" if finished else "trained, to measure" if trained else "new",
+            "done" if finished else "to measure" if trained else "new",
         )
     return table
 

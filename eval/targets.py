@@ -12,6 +12,7 @@ import yaml
 
 from eval.speed.caps import CapResult, proven
 
+DTYPES = ("float32", "float16", "bfloat16", "int8")  # of weights that are measured
 Verdict = Literal["pass", "fail", "needs the device", "not measured"]
 
 
@@ -71,14 +72,14 @@ def check(
 
     Args:
         metrics: ``weights_mb``, ``activations_mb``, ``nfe``, ``latency_ms``, each of which may be missing or None.
-        dtype: what the weights were measured in: float32, float16 or bfloat16.
+        dtype: what the weights were measured in: one of ``DTYPES``.
         caps: what ``eval.speed.caps.caps_held`` gave for the model in this dtype.
 
     Raises:
         ValueError: another dtype.
     """
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     total, parts = _total_mb(metrics, dtype)
     wanted = targets()
     results = [_memory(total, parts, wanted["memory_mb"], () if dtype == "float32" else caps)]

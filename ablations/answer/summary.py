@@ -68,7 +68,7 @@ def _table(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int,
         title_justify="left",
         title=Text(f"{outcome.name}: {outcome.question}", style="bold"),
     )
-    table.add_column("arm\n", no_wrap=True, overflow="ellipsis", max_width=34 if width >= 100 else 16)
+    table.add_column("arm\n", overflow="fold", max_width=34 if width >= 100 else 18)
     columns = _columns()
     if seeds > 1:
         columns = [("seeds\n", lambda records: str(len(records))), *columns]

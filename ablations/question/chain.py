@@ -18,6 +18,7 @@ from eval.export import DTYPES
 from eval.settings import IMAGES
 from eval.stages.data import RealData, open_data
 from eval.stages.evaluation import Evaluation
+from eval.stages.export import Export
 from eval.stages.judging import Judging
 from eval.stages.makers import Maker
 from eval.stages.possible import possible
@@ -79,7 +80,7 @@ class Chain:
         text = "labels" if self.model.by_class else recipe.model.text
         known = [model_facts(recipe, text), facts(recipe.latent), self.model.size]
         student = [facts(recipe.student)] if isinstance(self.model, StudentStage) else []
-        return digest([*known, *student, vars(self.sampling), maker.kind, maker.dtype])
+        return digest([*known, *student, vars(self.sampling), vars(recipe.runtime), maker.device])
 
     @property
     def flows(self) -> list[OnLatents]:
@@ -130,16 +131,12 @@ class Chains:
         return self._once("data", (settings.data, split, size), lambda: open_data(settings.data, split, size))
 
     def _maker(self, settings: TrialSettings, model: OnLatents, work: Work, sampling: SamplingSettings) -> Maker:
-        runtime, context = settings.runtime, model.context
-        return Maker(
-            work,
-            "iris",
-            vars(sampling),
-            DTYPES[runtime.precision],
-            (model.size, model.size),
-            context.processes.name,
-            settings.sample.batch,
-        )
+        runtime, device, size = settings.runtime, model.context.processes.name, (model.size, model.size)
+        dtype, batch = DTYPES[runtime.precision], settings.sample.batch
+        if runtime.name == "pytorch":
+            return Maker(work, "iris", vars(sampling), dtype, size, device, batch)
+        exported = Export(model.context, work, runtime, batch or 1, sampling.iterations)
+        return Maker(exported, "exported", vars(sampling), dtype, size, "cpu", batch)
 
     def _once(self, kind: str, settings: Any, make: Callable[[], Any]) -> Any:
         known = (kind, repr(settings))

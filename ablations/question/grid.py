@@ -132,7 +132,13 @@ def _name(point: dict[str, Any], bare: bool) -> str:
     """An arm's name; ``bare``: the value alone, where one setting varies."""
     if bare:
         return str(next(iter(point.values())))
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    return " ".join(f"{_short(key)}={value}" for key, value in point.items())
+
+
+def _short(key: str) -> str:
+    """The last word of a setting that says something: mixer of model.mixer, runtime of runtime.name."""
+    group, _, name = key.rpartition(".")
+    return group if name == "name" else name
 
 
 def match_arms(arms: list[Arm], what: str, cost: Callable[[TrialSettings], float]) -> list[Arm]:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ablations.answer.records import GridOutcome
 from ablations.answer.summary import summary_renderables
+from iris.io.progress import clock_text, short
 
 ENDED = ("done", "failed", "cached")
 STYLES = {"waiting": "dim", "running": "", "done": "green", "failed": "bold red", "cached": "cyan"}
@@ -298,7 +299,7 @@ class Watch:
         status, parts = row.status, [row.phase or "starting"]
         if status.get("steps"):
             parts[0] += f" {status.get('step', 0)}/{status['steps']} ({self._fraction(row):.0%})"
-        parts += [f"loss {number(status['loss'])}"] if status.get("loss") is not None else []
+        parts += [f"loss {short(status['loss'])}"] if status.get("loss") is not None else []
         parts += [f"PSNR {float(status['psnr']):.1f} dB"] if status.get("psnr") is not None else []
         parts += [f"{status['images_per_s']:.0f} images/s"] if status.get("images_per_s") else []
         parts += [f"{clock_text(status['eta_s'])} left"] if status.get("eta_s") is not None else []
@@ -397,7 +398,7 @@ class Watch:
         steps, fraction = status.get("steps"), self._fraction(row)
         bar = ProgressBar(total=1.0, completed=fraction) if fraction is not None else blank
         quality = (
-            number(status["loss"])
+            short(status["loss"])
             if status.get("loss") is not None
             else (f"{float(status['psnr']):.1f}dB" if status.get("psnr") is not None else blank)
         )
@@ -420,19 +421,3 @@ def _load_status(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # not there yet
         return None
     return status if isinstance(status, dict) else None
-
-
-def clock_text(seconds: float) -> str:
-    """Seconds in at most six characters: m:ss, from an hour on 1h05, from 100 hours on whole days."""
-    whole = max(0, int(seconds + 0.5))
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d}"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}" if whole < 360_000 else f"{whole // 86_400}d"
-
-
-def number(value: float) -> str:
-    """A loss in at most six characters."""
-    value = float(value)
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0e}"

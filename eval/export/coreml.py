@@ -79,7 +79,7 @@ def convert_coreml(part: ExportPart, dtype: str = "fp16", folder: Path | None = 
     Raises:
         SettingError: another dtype.
     """
-    require_choice("export.dtype", dtype, tuple(PRECISIONS))
+    require_choice("runtime.precision", dtype, tuple(PRECISIONS))
     try:
         model = _convert(part, dtype)
     except Exception as error:  # the converter has no class of its own for what it does not know

@@ -1,6 +1,6 @@
 """What of a model is exported: text encoder, generator and decoder, each a module of tensors with static shapes.
 
-A sampler stays outside: it is a loop of a few lines, which every runtime writes itself (``eval.export.ort`` does).
+A sampler stays outside: it is a loop of a few lines, which the host has (``eval.export.host``).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from iris.pipeline import IrisPipeline
 
 TEXT_LENGTH = 77  # tokens of a model without a text encoder: CLIP's
+TIMES = ("t", "progress")  # inputs that stay float32: half precision would make 0.999 a 1
 PRECISE = ("generator.input.weight", "generator.injection.weight", "generator.output.weight")
 
 
@@ -52,12 +54,23 @@ class ExportPart:
             answer = self.module(*self.inputs)
         return answer if isinstance(answer, tuple) else (answer,)
 
+    def signature(self) -> dict[str, dict[str, Any]]:
+        """What pipeline.json says of the module as a method: "inputs" and "outputs", name -> shape and dtype."""
+        named = {"inputs": (self.input_names, self.inputs), "outputs": (self.output_names, self.outputs())}
+        return {
+            kind: {
+                name: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+                for name, x in zip(names, tensors, strict=True)
+            }
+            for kind, (names, tensors) in named.items()
+        }
+
     def to(self, dtype: torch.dtype) -> ExportPart:
         """The part with a copy of its weights in ``dtype``; inputs and outputs stay float32.
 
         Normalisation, recurrence, transform and times compute in float32 inside, because the modules do.
         """
-        kept = [number for number, name in enumerate(self.input_names) if name == "t"]  # 0.999 would become 1
+        kept = [number for number, name in enumerate(self.input_names) if name in TIMES]
         return replace(self, module=Cast(copy.deepcopy(self.module).to(dtype), dtype, kept).eval())
 
     def size(self) -> int:
@@ -178,6 +191,26 @@ def parts_of(
     for part in parts.values():
         part.module.eval()
     return parts
+
+
+def agreement(found: Sequence[Any], expected: Sequence[Any], what: str = "outputs") -> dict[str, float]:
+    """How far arrays, or tensors, are from what PyTorch computes in float32; of several the worst.
+
+    Returns:
+        {"rms": root mean square of the difference over that of what is expected, "max": largest over largest}.
+
+    Raises:
+        ValueError: one of them, which ``what`` names, is not finite.
+    """
+    worst, tiny = {"rms": 0.0, "max": 0.0}, float(np.finfo(np.float32).tiny)
+    for got, wanted in zip(found, expected, strict=True):
+        got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+        if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+            raise ValueError(f"{what} must be finite to be compared with PyTorch's")
+        difference = got - wanted
+        for name, measure in (("rms", lambda x: np.sqrt(np.square(x).mean())), ("max", lambda x: np.abs(x).max())):
+            worst[name] = max(worst[name], float(measure(difference) / max(measure(wanted), tiny)))
+    return worst
 
 
 @contextmanager

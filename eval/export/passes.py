@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.export.executorch_host import progress_of
+from eval.export.host.pipeline import progress_of
 from eval.export.parts import ExportPart, GeneratorPart
 from iris.errors import SettingError
 from iris.nn.layers import position_embedding, rms_normalise

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.export import PARTS
 from eval.models.parts import Part, decoder_part, generator_parts, part_of, size_of, text_part
 from eval.models.sources import Drawn, Saved, Source
 from iris.diffusion.sampling import SamplingSettings, addressed_noise, sample
@@ -29,7 +30,6 @@ from iris.randomness import addressed, initialise
 from iris.text import TextEncoder, encode_prompts
 
 CAPTION = "a large red circle in the centre on a white background"
-PARTS = ("text", "generator", "decoder")  # those that can be loaded alone
 RESIDENT = ("all", "one part")
 SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 UNGUIDED = SamplingSettings(4)  # of a model that says nothing

@@ -14,6 +14,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from eval.export.host.tokenise import drawn_numbers
 from eval.models.ledger import ENCODING
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
@@ -23,7 +24,7 @@ from iris.nn.condition import TextCondition
 from iris.nn.generator import Generator, GeneratorConfig
 from iris.pipeline import IrisPipeline
 from iris.presets import preset_config
-from iris.randomness import addressed, initialise
+from iris.randomness import initialise
 from iris.text import TextEncoder, build_text_encoder
 from iris.text.clip import VIT_L_14
 
@@ -206,14 +207,7 @@ class DrawnCLIP(TextEncoder):
         self.model = CLIPTextModel(CLIPTextConfig(**self.shape)).requires_grad_(False)
 
     def tokenise(self, captions: Sequence[str]) -> Tensor:
-        last = self.shape["vocab_size"] - 1  # marks the end of a caption
-        rows = [
-            torch.randint(last, (self.length,), generator=addressed("tokens", caption), device="cpu")
-            for caption in captions
-        ]
-        numbers = torch.stack(rows)
-        numbers[:, -1] = last
-        return numbers
+        return torch.from_numpy(drawn_numbers(captions, self.shape["vocab_size"], self.length))
 
     def forward(self, numbers: Tensor) -> TextCondition:
         out = self.model(input_ids=numbers)

@@ -1,4 +1,5 @@
-"""What is measured, behind one interface: a saved model of IRIS, a diffusers pipeline, or images that are there.
+"""What is measured, behind one interface: a saved or an exported model of IRIS, a diffusers pipeline, or images that are
+there.
 
 Adding a kind of subject is one file with a subclass of ``Subject`` and one line in ``KINDS`` (and, if a folder can be
 told to be one, one in ``kind_of``).
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from eval.export import PIPELINE
 from eval.subjects.base import Subject
 from eval.subjects.images import SUFFIXES, holds_images
 from iris.diffusion.sampling import Sample
@@ -20,6 +22,7 @@ __all__ = ["KINDS", "Sample", "Subject", "kind_of", "open_subject"]
 # Name -> "module:class"; imported when asked for, as each brings libraries that take seconds.
 KINDS: dict[str, str] = {
     "iris": "eval.subjects.iris_model:IrisModel",
+    "exported": "eval.subjects.exported:ExportedModel",
     "diffusers": "eval.subjects.diffusers_model:DiffusersModel",
     "images": "eval.subjects.images:StoredImages",
 }
@@ -63,11 +66,13 @@ def kind_of(model: str) -> str:
         raise SettingError(f"model={model}: no such folder or array file ({', '.join(SUFFIXES)})")
     if (place / "model_index.json").is_file():
         return "diffusers"
+    if (place / PIPELINE).is_file():
+        return "exported"
     if (place / "config.json").is_file():
         return "iris"
     if holds_images(place):
         return "images"
     raise SettingError(
-        f"model={model}: expected a saved model (config.json), a diffusers pipeline (model_index.json) "
-        "or a folder of images"
+        f"model={model}: expected a saved model (config.json), an exported one ({PIPELINE}), a diffusers pipeline "
+        "(model_index.json) or a folder of images"
     )

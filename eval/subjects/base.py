@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from eval.speed.workers import Loader
+from iris.io.hashing import files_sha256
 
-BLOCK = 1 << 20  # bytes read at a time
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # weights, configurations, tokenizers
 
 
@@ -60,7 +60,7 @@ class Subject(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of what determines the images, the way they are made apart: files, and what lies elsewhere."""
-        own, elsewhere = digest_of(self.files(), self.root), self.elsewhere()
+        own, elsewhere = files_sha256(self.files(), self.root), self.elsewhere()
         return hashlib.sha256("\x1f".join([own, *elsewhere]).encode()).hexdigest() if elsewhere else own
 
     def elsewhere(self) -> list[str]:
@@ -98,15 +98,3 @@ class Subject(ABC):
         ``parts``: its parts are to be named, which may take a run while it is loaded.
         """
         return None
-
-
-def digest_of(files: Iterable[Path], base: Path) -> str:
-    """sha256 over relative names and contents of files."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
-        digest.update(f"{name}\x1f{file.stat().st_size}\x1f".encode())
-        with open(file, "rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()

@@ -28,6 +28,7 @@ from iris.stages.processes import Processes
 
 RESULT, SETTINGS, LOCK, WEIGHTS = "result.json", "settings.json", "lock", "weights"
 CONTENT = (".safetensors", ".json")  # of finished weights, what they are known by
+CONFIGURATIONS = ("config.json", "pipeline.json")  # of a saved model; of an exported one, with the hashes of its files
 
 
 class Progress(Protocol):
@@ -341,6 +342,6 @@ def content_key(setting: str, folder: Path) -> str:
         SettingError: it has none.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in CONTENT]
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in CONFIGURATIONS):
         raise SettingError(f"{setting}={folder}: config.json is missing; expected finished weights")
     return f"folder-{digest([(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files])}"

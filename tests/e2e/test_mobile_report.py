@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import mobile_measure
-from benchmarks.mobile import Plan, Setup
-from benchmarks.mobile_export import once
-from benchmarks.mobile_report import build_report, verdict
-from benchmarks.mobile_rows import Key, Rows, read_rows
-from benchmarks.mobile_tables import latency_table, parts_table, passed_beside_import, target_results
+from benchmarks.mobile import measure
+from benchmarks.mobile.plan import Plan, Setup
+from benchmarks.mobile.report import build_report, verdict
+from benchmarks.mobile.rows import Rows, read_rows
+from benchmarks.mobile.tables import latency_table, parts_table, passed_beside_import, target_results
 from eval.targets import published
 from iris.errors import SettingError
 
-PEAKS = {"pytorch": 1400.0, "onnxruntime": 900.0, "executorch": 500.0}  # of made-up rows, MB
+PEAKS = {"pytorch": 1400.0, "onnx": 900.0, "executorch": 500.0}  # of made-up rows, MB
 
 
 @pytest.fixture
@@ -37,8 +36,7 @@ def work(tmp_path: Path) -> Path:
             "weights_mb": 250.0,
             "activations_mb": None,
         }
-        once(
-            plan,
+        plan.once(
             f"memory-{setup}",
             lambda: (
                 key
@@ -51,10 +49,10 @@ def work(tmp_path: Path) -> Path:
         )
         for resident, need in (("all", peak), ("one part", peak / 2)):
             caps = [run_under(cap, cap >= need) for cap in (600, 1000, 2000)]
-            once(plan, f"caps-{resident.replace(' ', '_')}-{setup}", lambda: key | {"resident": resident, "caps": caps})
+            plan.once(f"caps-{resident.replace(' ', '_')}-{setup}", lambda: key | {"resident": resident, "caps": caps})
         if setup.runtime != "pytorch":
-            once(plan, f"agreement-{setup}", lambda: key | {"rms": 1e-6, "max": 2e-6})
-    once(plan, "latency-tiny-4", lambda: [timed(setup, part) for setup in setups for part in ("image", "text")])
+            plan.once(f"agreement-{setup}", lambda: key | {"rms": 1e-6, "max": 2e-6})
+    plan.once("latency-tiny-4", lambda: [timed(setup, part) for setup in setups for part in ("image", "text")])
     return tmp_path
 
 
@@ -116,7 +114,7 @@ def test_a_row_for_each_cap_and_each_part(work, tmp_path):
     assert {name for name, verdict in held.items() if verdict == "holds"} == {
         ("executorch", "all"),
         ("executorch", "one part"),
-        ("onnxruntime", "one part"),
+        ("onnx", "one part"),
     }
     assert {row["latency_ms"] for row in images if row["resident"] == "all"} == {"123.4"}
     assert {row["latency_ms"] for row in images if row["resident"] == "one part"} == {""}  # not what was timed
@@ -133,11 +131,41 @@ def test_the_page_says_which_presets_fit(work, tmp_path):
     assert "Latency by runtime" in page and len(list((tmp_path / "report" / "figures").glob("*.png"))) == 2
 
 
+def test_the_page_says_what_the_files_are(work, tmp_path):
+    """Of the presets' folders, and of no other model's."""
+    method = {"delegates": 2, "undelegated": {"aten.flip": 3}, "planned_bytes": 4_000_000}
+    entry = {
+        "files": {"x": {"bytes": 5_000_000}},
+        "agreement": {"rms": 1e-5, "max": 2e-5},
+        "methods": {"start": method},
+    }
+    for folder, runtime, parts in (
+        ("tiny/executorch-fp32", "executorch", ("text", "generator", "decoder")),
+        ("tiny/onnx-fp32-4", "onnx", ("generator",)),
+        ("shapes/fp32", "executorch", ("text",)),
+    ):
+        (work / folder).mkdir(parents=True)
+        about = {"runtime": runtime, "dtype": "fp32", "iterations": 4, "parts": dict.fromkeys(parts, entry)}
+        (work / folder / "pipeline.json").write_text(json.dumps(about))
+    rows = read_rows(work)
+    assert {(one["runtime"], one["part"], one["iterations"]) for one in rows.files} == {
+        ("executorch", "text", None),
+        ("executorch", "generator", None),
+        ("executorch", "decoder", None),
+        ("onnx", "generator", 4),
+    }
+    build_report(rows, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| tiny, ExecuTorch fp32, generator | 5.00 | 2 | 3 | 4.00 |" in text
+    assert "| tiny, ExecuTorch fp32, ×4 | 1.0e-05 | 1.0e-05 | 1.0e-05 | 1.0e-06 |" in text
+    assert "| tiny, ONNX Runtime fp32, ×4 | – | 1.0e-05 | – | 1.0e-06 |" in text
+
+
 def rows_of(*held: tuple[str, str, int, float | None]) -> Rows:
     """Runs under caps of (preset, dtype, iterations) in ExecuTorch, the smallest that holds; None: none was tried."""
     rows = Rows()
     for preset, dtype, iterations, need in held:
-        key = Key.of({"preset": preset, "runtime": "executorch", "dtype": dtype, "iterations": iterations})
+        key = Setup.of({"preset": preset, "runtime": "executorch", "dtype": dtype, "iterations": iterations})
         rows.memory[key] = {"image": {}, "parts": {}}
         if need is not None:
             rows.caps[key, "all"] = rows.caps[key, "one part"] = [run_under(cap, cap >= need) for cap in (600, 1000)]
@@ -168,7 +196,7 @@ def test_targets_take_the_weights_of_the_files_themselves():
     """And say who meets the memory target only with the runtime's import left out of the budget."""
     rows = rows_of(("base", "fp16", 4, 1000))
     plain, half = (
-        Key.of({"preset": "base", "runtime": runtime, "dtype": dtype, "iterations": 4})
+        Setup.of({"preset": "base", "runtime": runtime, "dtype": dtype, "iterations": 4})
         for runtime, dtype in (("pytorch", "fp32"), ("executorch", "fp16"))
     )
     image = {"weights_mb": 1040.0, "activations_mb": 21.0}
@@ -206,9 +234,9 @@ def test_what_spread_is_marked_and_counted(work, tmp_path):
 
 def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
     """And a ratio to another runtime than PyTorch is not called one to PyTorch."""
-    monkeypatch.setattr(mobile_measure, "machine", lambda threads: {})
+    monkeypatch.setattr(measure, "machine", lambda threads: {})
     monkeypatch.setattr(
-        mobile_measure,
+        measure,
         "latency_rows",
         lambda setups, plan: [
             timed(one, "image") | {"n": plan.rounds, "ratio_to": f"{setups[0].runtime} {setups[0].dtype}"}
@@ -216,12 +244,12 @@ def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
         ],
     )
     words = [f"work={tmp_path}", "presets=tiny", "iterations=4", "threads=1"]
-    for more in (["rounds=4"], ["rounds=2"], ["rounds=4", "runtimes=onnxruntime"]):
-        mobile_measure.latency(Plan.of([*words, *more]))
+    for more in (["rounds=4"], ["rounds=2"], ["rounds=4", "runtimes=onnx"]):
+        measure.latency(Plan.of([*words, *more]))
     assert len(list((tmp_path / "rows").glob("latency-*.json"))) == 3
     assert {one["n"] for one in read_rows(tmp_path).latency.values()} == {4}
     alone = tmp_path / "alone"
-    mobile_measure.latency(Plan.of([f"work={alone}", *words[1:], "runtimes=onnxruntime"]))
+    measure.latency(Plan.of([f"work={alone}", *words[1:], "runtimes=onnx"]))
     build_report(read_rows(alone), tmp_path / "report")
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         assert {
@@ -232,8 +260,8 @@ def test_latencies_with_other_settings_are_measured_anew(tmp_path, monkeypatch):
 
 def test_a_row_is_measured_once(tmp_path):
     plan = Plan.of([f"work={tmp_path}"])
-    once(plan, "one", lambda: {"value": 1})
-    once(plan, "one", lambda: pytest.fail("measured again"))
+    plan.once("one", lambda: {"value": 1})
+    plan.once("one", lambda: pytest.fail("measured again"))
     assert json.loads((tmp_path / "rows" / "one.json").read_text()) == {"value": 1}
 
 

@@ -715,7 +715,7 @@ MODEL = f"model={SHIPPED}"
         (["model={bad}/pipeline"], ["model.safetensors is missing"]),
         (["model={bad}/sd"], ["not a pipeline that diffusers can load"]),
         (["model={bad}/grey", "kind=iris"], ["config.json is missing"]),
-        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, diffusers, images"]),
+        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, exported, diffusers, images"]),
         ([MODEL, "judge=oracle"], ["judge='oracle'", "clip_vit_b32"]),
         ([MODEL, "judge=inception", "judge.weights={bad}/no.pt"], ["judge.weights", "is no file"]),
         ([MODEL, "judge=inception", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),

@@ -42,5 +42,5 @@ def test_what_does_not_convert_is_told():
 
 
 def test_a_wrong_precision_is_named():
-    with pytest.raises(SettingError, match="export.dtype='int8'"):
+    with pytest.raises(SettingError, match="runtime.precision='int8'"):
         convert_coreml(mixer_part(small_mixer("identity")), "int8")

@@ -1,12 +1,8 @@
-"""ExecuTorch's files compute what PyTorch computes, in its Python runtime and in its C++ runtime without PyTorch."""
+"""ExecuTorch's files compute what PyTorch computes, in its C++ runtime, in a process with and without PyTorch."""
 
-import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,24 +11,16 @@ from torch import nn
 
 from iris.errors import SettingError
 
-pytest.importorskip("executorch", reason="ExecuTorch is an extra: pip install executorch==1.5.1")
+pytest.importorskip("executorch", reason="ExecuTorch is an extra: uv sync --extra executorch")
+if not shutil.which("c++"):
+    pytest.skip("the C++ runtime's interface needs a compiler", allow_module_level=True)
 
-from eval.export.executorch import (
-    MANIFEST,
-    WHOLE,
-    Program,
-    agreement,
-    export_executorch,
-    lower,
-    methods_of,
-    operators_of,
-    run_file,
-)
-from eval.export.executorch_host import Host, HostError, progress_of, run_in_passes
-from eval.export.parts import ExportPart, GeneratorPart, parts_of
+from eval.export.executorch import lower, methods_of, operators_of, write_part
+from eval.export.host.executorch import ExecutorchPart
+from eval.export.model import check_part
+from eval.export.parts import ExportPart, GeneratorPart, agreement, parts_of
 
 ALLOWED = {"fp32": 1e-3, "fp16": 5e-3, "int8": 5e-2}
-needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="the C++ runtime's interface needs a compiler")
 
 
 def part_of(module, *shape):
@@ -42,9 +30,8 @@ def part_of(module, *shape):
 
 def error_of(part, tmp_path, dtype="fp32"):
     """Relative distance from PyTorch after lowering, writing, reading and running."""
-    path = tmp_path / "part.pte"
-    path.write_bytes(lower({WHOLE: part}, dtype).to_executorch().buffer)
-    return agreement(run_file(path, part), part.outputs())["rms"]
+    entry = write_part(part, dtype, tmp_path)
+    return check_part(tmp_path / entry["file"], entry, part, "executorch")["rms"]
 
 
 # A lowering takes seconds for each of its subgraphs; reports/mobile has all mixers, and all precisions.
@@ -54,71 +41,39 @@ def test_mixers_agree_at_16x16_tokens(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A small pipeline's parts and the folder they were exported to."""
+def generator(tmp_path_factory):
+    """A small generator of three passes, its file and what is known of it."""
     folder = tmp_path_factory.mktemp("executorch")
-    parts = parts_of(small_pipeline(mixer="identity"), iterations=3)
-    return parts, folder, export_executorch(parts, folder)
+    part = parts_of(small_pipeline(mixer="identity"), iterations=3)["generator"]
+    entry = write_part(part, "fp32", folder)
+    return part, folder / entry["file"], entry
 
 
 @pytest.mark.xdist_group("exported_executorch")
-def test_the_manifest_says_what_was_written(exported):
-    parts, folder, manifest = exported
-    assert json.loads((folder / MANIFEST).read_text()) == manifest
-    assert {one["part"]: set(one["methods"]) for one in manifest["files"]} == {
-        "decoder": {"forward"},
-        "generator": {"start", "pass", "read"},
-        "text": {"forward"},
-    }
-    for one in manifest["files"]:
-        assert one["bytes"] == (folder / one["file"]).stat().st_size and one["agreement"]["rms"] < ALLOWED["fp32"]
-        assert all(method["planned_bytes"] > 0 for method in one["methods"].values())
-    start = next(one for one in manifest["files"] if one["part"] == "generator")["methods"]["start"]
+def test_a_generator_is_three_methods(generator):
+    part, _, entry = generator
+    assert set(entry["methods"]) == {"start", "pass", "read"}
+    assert all(method["planned_bytes"] > 0 for method in entry["methods"].values())
+    start = entry["methods"]["start"]
     assert start["delegates"] > 0 and "executorch_call_delegate" not in start["undelegated"]
-    assert start["inputs"]["z"] == {"shape": list(parts["generator"].inputs[0].shape), "dtype": "float32"}
-    assert set(manifest["versions"]) == {"executorch", "torch", "torchao"}
+    assert start["inputs"]["z"] == {"shape": list(part.inputs[0].shape), "dtype": "float32"}
 
 
 @pytest.mark.xdist_group("exported_executorch")
-def test_one_file_serves_any_number_of_iterations(exported):
-    parts, folder, _ = exported
-    generator = parts["generator"].module.generator
-    for iterations in (1, 5):
-        longer = replace(parts["generator"], module=GeneratorPart(generator, iterations))
-        outputs = run_file(folder / "generator.fp32.pte", longer)
-        assert agreement(outputs, longer.outputs())["rms"] < ALLOWED["fp32"]
-    assert agreement(outputs, parts["generator"].outputs())["rms"] > 1e-2  # the number of passes matters
+def test_one_file_serves_any_number_of_iterations(generator):
+    part, path, entry = generator
+    for iterations in (1, 3, 5):
+        longer = replace(part, module=GeneratorPart(part.module.generator, iterations))
+        assert check_part(path, entry, longer, "executorch")["rms"] < ALLOWED["fp32"]
+    assert agreement(longer.outputs(), part.outputs())["rms"] > 1e-2  # the number of passes matters
 
 
-@needs_compiler
 @pytest.mark.xdist_group("exported_executorch")
-def test_the_runtime_without_pytorch_computes_the_same(exported):
-    parts, folder, manifest = exported
-    part = parts["generator"]
-    methods = next(one["methods"] for one in manifest["files"] if one["part"] == "generator")
-    host = Host(folder / "generator.fp32.pte", methods)
-    inputs = {name: x.numpy() for name, x in zip(part.input_names, part.inputs, strict=True)}
-    velocity = run_in_passes(host.run, inputs, [np.array([done]) for done in progress_of(3)])
-    np.testing.assert_array_equal(velocity, run_file(folder / "generator.fp32.pte", part)[0].numpy())
+def test_inputs_of_another_shape_are_refused(generator):
+    part, path, entry = generator
+    known = {name: x.numpy() for name, x in zip(part.input_names, part.inputs, strict=True)}
     with pytest.raises(ValueError, match=r"z must be \[1, "):
-        host.run("start", inputs | {"z": inputs["z"][:, :1]})
-    host.close()
-
-
-@needs_compiler
-@pytest.mark.xdist_group("exported_executorch")
-def test_a_whole_model_runs_in_a_process_without_pytorch(exported):
-    _, folder, _ = exported
-    code = (
-        "import sys; from eval.export.executorch_measuring import load_for_measuring\n"
-        f"generate = load_for_measuring({{'folder': {str(folder)!r}, 'steps': 2, 'iterations': 3}})\n"
-        "images = generate(); assert images.shape == (1, 3, 16, 16) and images.std() > 0\n"
-        "assert set(generate.parts) == {'text', 'generator', 'decoder'} and generate.parts['generator'].count == 2\n"
-        "for part in generate.parts.values(): part()\n"
-        "assert 'torch' not in sys.modules"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+        ExecutorchPart(path, entry).run("start", known | {"z": known["z"][:, :1]})
 
 
 def test_a_generator_whose_passes_differ_is_exported_whole():
@@ -128,8 +83,7 @@ def test_a_generator_whose_passes_differ_is_exported_whole():
         parts_of(small_pipeline(mixer="identity"))["generator"],
         module=GeneratorPart(small_generator(mixer="identity", depth=Depth(share=False)), 2),
     )
-    assert set(methods_of(part)) == {WHOLE}
-    assert set(methods_of(part, passes=False)) == {WHOLE}
+    assert set(methods_of(part)) == {"forward"}
 
 
 def test_quantised_are_the_linear_layers_that_are_not_precise(tmp_path):
@@ -151,6 +105,12 @@ def test_quantised_are_the_linear_layers_that_are_not_precise(tmp_path):
     assert none < 1e-6 < 1e-3 < both < ALLOWED["int8"]
 
 
+def test_text_is_quantised_for_several_captions_at_once(tmp_path):
+    assert (
+        1e-3 < error_of(parts_of(small_pipeline(mixer="identity"), batch=2)["text"], tmp_path, "int8") < ALLOWED["int8"]
+    )
+
+
 def test_layer_norm_in_half_precision_is_computed_in_float32(tmp_path):
     """ExecuTorch 1.5.1's own is off by more than half of its output at this width."""
     torch.manual_seed(0)
@@ -164,9 +124,9 @@ def test_xnnpack_computes_the_erf_form_of_gelu(tmp_path):
         def forward(self, x):
             return F.gelu(x, approximate="tanh")
 
-    part, path = part_of(TanhGELU(), 1, 64, 64), tmp_path / "part.pte"
-    path.write_bytes(lower({WHOLE: part}).to_executorch().buffer)
-    (y,) = run_file(path, part)
+    part = part_of(TanhGELU(), 1, 64, 64)
+    entry = write_part(part, "fp32", tmp_path)
+    y = ExecutorchPart(tmp_path / entry["file"], entry).run("forward", {"x": part.inputs[0].numpy()})["y"]
     erf, tanh = F.gelu(part.inputs[0]), part.outputs()[0]
     assert agreement([y], [erf])["rms"] < 1e-6 and 1e-5 < agreement([y], [tanh])["rms"] < ALLOWED["fp32"]
 
@@ -178,38 +138,17 @@ def test_complex_numbers_are_why_the_transform_is_a_product():
             return torch.fft.irfft2(torch.complex(spectrum.real, spectrum.imag), x.shape[-2:])
 
     with pytest.raises(Exception, match="aten.complex"):
-        lower({WHOLE: part_of(Transform(), 1, 8, 8)})
+        lower({"forward": part_of(Transform(), 1, 8, 8)})
 
 
 def test_nothing_is_left_to_portable_kernels_of_what_xnnpack_takes():
-    found = operators_of(lower({WHOLE: part_of(nn.Linear(16, 16), 1, 16)}).exported_program(WHOLE))
+    found = operators_of(lower({"forward": part_of(nn.Linear(16, 16), 1, 16)}).exported_program("forward"))
     assert found == {"delegates": 1, "undelegated": {}}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error"),
-    [
-        ({"dtypes": "fp8"}, "export.dtype='fp8'"),
-        ({"scan": "loop"}, "scan='loop'"),
-        ({"dtypes": ()}, "at least one part and one dtype"),
-    ],
-)
-def test_bad_settings_are_named_before_anything_is_lowered(tmp_path, wrong, error):
-    with pytest.raises((SettingError, ValueError), match=error):
-        export_executorch({"part": part_of(nn.Linear(4, 4), 1, 4)}, tmp_path / "new", **wrong)
-
-
 def test_files_that_are_none_are_named(tmp_path):
-    with pytest.raises(SettingError, match="is not a file"):
-        Program(tmp_path / "missing.pte")
-    with pytest.raises(ValueError, match="finite"):
-        agreement([torch.tensor([float("nan")])], [torch.ones(1)])
-
-
-@needs_compiler
-def test_a_damaged_file_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="missing.pte cannot be loaded .*opening failed, ExecuTorch error"):
+        ExecutorchPart(tmp_path / "missing.pte", {"methods": {}})
     (tmp_path / "damaged.pte").write_bytes(b"not a program" * 100)
-    with pytest.raises(HostError, match="damaged.pte: opening failed, ExecuTorch error 0x23"):
-        Host(tmp_path / "damaged.pte", {})
-    with pytest.raises(SettingError, match="threads=0"):
-        Host(tmp_path / "damaged.pte", {}, threads=0)
+    with pytest.raises(SettingError, match="damaged.pte cannot be loaded .*opening failed, ExecuTorch error 0x23"):
+        ExecutorchPart(tmp_path / "damaged.pte", {"methods": {}})

@@ -7,7 +7,7 @@ import torch
 from exported_models import DIM, small_mixer, small_pipeline
 
 from eval.export.loop import LoopedGenerator, looped
-from eval.export.parts import decoding_only, export_friendly, parts_of
+from eval.export.parts import agreement, decoding_only, export_friendly, parts_of
 from iris.diffusion.flow import integrate, time_grid
 from iris.errors import SettingError
 from iris.latents import build_latent
@@ -171,6 +171,15 @@ def test_what_cannot_be_exported_is_said():
         parts_of(small_pipeline(mixer="identity").to(torch.float16))
     with pytest.raises(SettingError, match="allowed: chunked, doubling"), export_friendly("loop"):
         pass
+
+
+def test_agreement_is_the_worst_of_several_outputs():
+    ones = torch.ones(2, 2)
+    found = agreement([ones, torch.tensor([1.0, 5.0])], [ones, torch.tensor([3.0, 5.0])])
+    assert found == {"rms": pytest.approx(2 / 34**0.5), "max": pytest.approx(0.4)}
+    for broken in ([ones / 0], [ones]), ([ones], [ones * math.nan]):
+        with pytest.raises(ValueError, match="output images must be finite"):
+            agreement(*broken, "output images")
 
 
 def test_the_models_of_these_tests_answer_with_something():

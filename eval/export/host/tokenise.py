@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 
 from iris.errors import SettingError
 
-PIPELINE = "pipeline.json"  # what the host knows of an exported pipeline
 TOKENIZER = "tokenizer.json"  # of a CLIP, as Hugging Face's tokenizers library writes it
 PAD, START, UNKNOWN = 0, 1, 2  # of iris.text.words
 _WORD = re.compile(r"[a-z0-9]+")
@@ -24,7 +24,7 @@ def load_tokeniser(values: Mapping[str, Any], folder: Path) -> Tokeniser:
     """Captions -> numbers int64 [len(captions), N].
 
     Args:
-        values: "text" of an exported pipeline.json.
+        values: "text" of pipeline.json.
         folder: where a CLIP's tokenizer.json lies.
 
     Raises:
@@ -38,7 +38,7 @@ def load_tokeniser(values: Mapping[str, Any], folder: Path) -> Tokeniser:
     if name == "clip":
         return _clip(folder / TOKENIZER)
     if name == "drawn clip":
-        return _drawn(values["vocab_size"], values["length"])
+        return partial(drawn_numbers, count=values["vocab_size"], length=values["length"])
     raise SettingError(
         f"model.text={name!r} cannot be tokenised without PyTorch; allowed: words, labels, clip, drawn clip"
     )
@@ -75,13 +75,10 @@ def _clip(file: Path) -> Tokeniser:
     return lambda captions: np.array([row.ids for row in tokenizer.encode_batch(list(captions))], np.int64)
 
 
-def _drawn(count: int, length: int) -> Tokeniser:
-    """Numbers below ``count`` drawn for each caption: for weights that are drawn, which know no words."""
-
-    def tokenise(captions: Sequence[str]) -> np.ndarray:
-        seeds = [int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little") for caption in captions]
-        rows = np.stack([np.random.default_rng(seed).integers(count - 1, size=length) for seed in seeds])
-        rows[:, -1] = count - 1  # the end of the caption
-        return rows
-
-    return tokenise
+def drawn_numbers(captions: Sequence[str], count: int, length: int) -> np.ndarray:
+    """Numbers int64 [len(captions), length] below ``count`` drawn for each caption, for weights that are drawn too and know
+    no words; the last one marks the end."""
+    seeds = [int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little") for caption in captions]
+    rows = np.stack([np.random.default_rng(seed).integers(count - 1, size=length) for seed in seeds])
+    rows[:, -1] = count - 1
+    return rows

@@ -9,60 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mobile import DTYPES, PRESETS, RESIDENT, STEPS
+from benchmarks.mobile.plan import PRESETS, RESIDENT, STEPS, Setup
+from eval.export import PIPELINE
 from eval.speed.latency import SPREAD
 
-COLUMNS = (
-    "preset",
-    "runtime",
-    "dtype",
-    "steps",
-    "iterations",
-    "latency_ms",
-    "peak_memory_mb",
-    "cap",
-    "verdict",
-    "part",
-    "resident",
-    "scope",
-    "n",
-    "q1_ms",
-    "q3_ms",
-    "ratio_to_pytorch",
-    "threads",
-    "contended",
-    "import_mb",
-    "weights_mb",
-    "activations_mb",
-    "agreement_rms",
-)
 HOLDS, FAILS, NOT_MEASURED = "holds", "fails", "not measured"
-
-
-@dataclass(frozen=True, order=True)
-class Key:
-    """What is measured; sorts as the tables show it."""
-
-    order: tuple[int, ...] = field(repr=False)
-    preset: str
-    runtime: str
-    dtype: str
-    iterations: int
-
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> Key:
-        """The key of a row."""
-        preset, runtime, dtype, iterations = (row[name] for name in ("preset", "runtime", "dtype", "iterations"))
-        order = (PRESETS.index(preset), iterations, list(DTYPES).index(runtime), DTYPES[runtime].index(dtype))
-        return cls(order, preset, runtime, dtype, iterations)
-
-    @property
-    def name(self) -> str:
-        """Runtime and precision."""
-        return f"{RUNTIMES[self.runtime]} {self.dtype}"
-
-
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
 
 
 @dataclass
@@ -75,16 +26,17 @@ class Rows:
         latency: of each (key, part), "image" among the parts: ``eval.speed.latency.LatencyResult``'s fields; of several
             measurements the one of most rounds.
         agreement: of each key: how far an image is from PyTorch's.
-        files: entries of the exporters' manifests, with "preset" and "runtime".
+        files: entries of the parts in the pipeline.json of each folder, with "preset", "runtime", "dtype", "part" and
+            "iterations" (None: it serves any number).
         mixers, coreml: of each case, a row.
         quality: of the shipped model.
         machine: what all was made on.
     """
 
-    memory: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    caps: dict[tuple[Key, str], list[dict[str, Any]]] = field(default_factory=dict)
-    latency: dict[tuple[Key, str], dict[str, Any]] = field(default_factory=dict)
-    agreement: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    memory: dict[Setup, dict[str, Any]] = field(default_factory=dict)
+    caps: dict[tuple[Setup, str], list[dict[str, Any]]] = field(default_factory=dict)
+    latency: dict[tuple[Setup, str], dict[str, Any]] = field(default_factory=dict)
+    agreement: dict[Setup, dict[str, Any]] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
     mixers: list[dict[str, Any]] = field(default_factory=list)
     coreml: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +44,7 @@ class Rows:
     machine: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[Setup]:
         """All that anything was measured of."""
         return sorted({*self.memory, *(key for key, _ in self.caps), *(key for key, _ in self.latency)})
 
@@ -110,35 +62,33 @@ def read_rows(work: Path) -> Rows:
     for path in paths:
         kind, value = path.stem.partition("-")[0], json.loads(path.read_text())
         if kind == "memory":
-            rows.memory[Key.of(value)] = value
+            rows.memory[Setup.of(value)] = value
         elif kind == "caps":
-            rows.caps[Key.of(value), value["resident"]] = value["caps"]
+            rows.caps[Setup.of(value), value["resident"]] = value["caps"]
         elif kind == "latency":
             for one in value:
-                known = rows.latency.get((Key.of(one), one["part"]), one)
-                rows.latency[Key.of(one), one["part"]] = max(one, known, key=lambda row: row["n"])
+                known = rows.latency.get((Setup.of(one), one["part"]), one)
+                rows.latency[Setup.of(one), one["part"]] = max(one, known, key=lambda row: row["n"])
         elif kind == "agreement":
-            rows.agreement[Key.of(value)] = value
+            rows.agreement[Setup.of(value)] = value
         elif kind in ("mixer", "coreml"):
             (rows.mixers if kind == "mixer" else rows.coreml).append(value)
         elif kind == "quality":
             rows.quality = max(value, rows.quality or value, key=lambda row: row["samples"])
         elif kind == "machine":
             rows.machine = value
-    rows.files = list(_manifests(work))
+    rows.files = list(_files(work))
     return rows
 
 
-def _manifests(work: Path) -> Iterator[dict[str, Any]]:
-    for preset in PRESETS:
-        for path in sorted((work / preset).glob("*/manifest.json")):
-            runtime, _, iterations = path.parent.name.partition("-")
-            for entry in json.loads(path.read_text())["files"]:
-                yield entry | {
-                    "preset": preset,
-                    "runtime": {"onnx": "onnxruntime"}.get(runtime, runtime),
-                    "iterations": int(iterations) if iterations else None,
-                }
+def _files(work: Path) -> Iterator[dict[str, Any]]:
+    """Of every preset; other models in the folder are none."""
+    for path in sorted(path for preset in PRESETS for path in (work / preset).glob(f"*/{PIPELINE}")):
+        about = json.loads(path.read_text())
+        setup = {"preset": path.parent.parent.name, "runtime": about["runtime"], "dtype": about["dtype"]}
+        for part, entry in about["parts"].items():
+            fixed = about["runtime"] == "onnx" and part == "generator"
+            yield entry | setup | {"part": part, "iterations": about["iterations"] if fixed else None}
 
 
 def result_rows(rows: Rows) -> list[dict[str, Any]]:
@@ -153,7 +103,7 @@ def result_rows(rows: Rows) -> list[dict[str, Any]]:
     return table
 
 
-def _row(rows: Rows, key: Key, part: str, resident: str, run: dict[str, Any] | None) -> dict[str, Any]:
+def _row(rows: Rows, key: Setup, part: str, resident: str, run: dict[str, Any] | None) -> dict[str, Any]:
     measured = rows.memory.get(key, {})
     memory = measured.get("image", {}).get(resident, {}) if part == "image" else measured.get("parts", {}).get(part, {})
     # what is loaded for its turn would be timed with its loading
@@ -193,10 +143,11 @@ def ratio_to_pytorch(latency: dict[str, Any]) -> float | None:
 
 def write_csv(rows: Rows, path: Path) -> None:
     """results.csv: five significant digits, nothing where nothing was measured."""
+    table = result_rows(rows)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(table[0]) if table else [], lineterminator="\n")
         writer.writeheader()
-        for row in result_rows(rows):
+        for row in table:
             writer.writerow({name: _text(value) for name, value in row.items()})
 
 
@@ -206,7 +157,7 @@ def _text(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def smallest_cap(rows: Rows, key: Key, resident: str, scope: str = "process") -> float | None:
+def smallest_cap(rows: Rows, key: Setup, resident: str, scope: str = "process") -> float | None:
     """The smallest cap in MB under which an image was made, None where none was or none was tried."""
     held = [one["cap_mb"] for one in rows.caps.get((key, resident), []) if one["scope"] == scope and one["held"]]
     return min(held) if held else None
@@ -221,12 +172,7 @@ def quiet(rows: Rows) -> str:
     return "; ".join(words) if rows.latency else ""
 
 
-def without_iterations(rows: Rows) -> list[Key]:
+def without_iterations(rows: Rows) -> list[Setup]:
     """One key for each preset, runtime and precision."""
     found = {(key.preset, key.runtime, key.dtype): key for key in reversed(rows.keys)}
     return sorted(found.values())
-
-
-def at(key: Key, iterations: int) -> Key:
-    """The same at another number of iterations."""
-    return Key.of({"preset": key.preset, "runtime": key.runtime, "dtype": key.dtype, "iterations": iterations})

@@ -1,4 +1,4 @@
-// ExecuTorch's Module behind a C interface, for a process without PyTorch. eval/export/executorch_host.py compiles and calls it.
+// ExecuTorch's Module behind a C interface, for a process without PyTorch. executorch.py compiles and calls it.
 //
 // Every function returns 0, or an error of executorch/runtime/core/error.h, or one of the numbers below.
 
@@ -30,7 +30,7 @@ ThreadPool* get_threadpool();
 namespace {
 constexpr int kOutputCount = 1001, kOutputSize = 1002, kThreads = 1003;
 
-struct Array {  // as in executorch_host.py
+struct Array {  // as in executorch.py
   void* data;
   int64_t bytes;
   int32_t dtype;

@@ -1,8 +1,8 @@
-"""ExecuTorch's C++ runtime from NumPy alone, as an app on a phone would hold it. Never imports PyTorch.
+"""A part of an exported model in ExecuTorch's C++ runtime, from NumPy alone, as an app on a phone would hold it.
 
 ExecuTorch's own Python runtime needs PyTorch, which takes as much memory as the models. The wheel also has the runtime as
-libraries with headers; executorch_host.cpp puts a C interface before them, compiled once (about 10 s) and kept in the
-user's cache. Where no C++ compiler is, ``eval.export.executorch.Program`` still runs the files, with PyTorch.
+libraries with headers; executorch.cpp puts a C interface before them, compiled once (about 10 s) and kept in the user's
+cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,6 @@ OWN_ERRORS = {
 }
 
 
-class HostError(RuntimeError):
-    """ExecuTorch could not load or run a program."""
-
-
 class _Array(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -56,42 +52,38 @@ class _Array(ctypes.Structure):
     ]
 
 
-class Host:
-    """A .pte file, open in the C++ runtime; each of its methods is loaded when it first runs.
+class ExecutorchPart:
+    """See ``eval.export.host.pipeline.OpenPart``. Every method of the program is loaded; threads are of all open programs.
 
     Raises:
-        SettingError: no such file, threads below 1, no ExecuTorch, or no compiler.
-        HostError: ExecuTorch refuses the file.
+        SettingError: the file cannot be loaded, no ExecuTorch, or no compiler.
         MemoryError: ExecuTorch says that it has no memory.
     """
 
-    def __init__(self, path: Path | str, methods: Mapping[str, Any], threads: int = 1) -> None:
-        """Open a file.
-
-        Args:
-            path: of the file.
-            methods: its entry "methods" in the manifest of ``eval.export.executorch.export_executorch``.
-            threads: of all open files, since they share one pool.
-        """
-        self.path, self.methods = Path(path), methods
+    def __init__(self, path: Path, entry: Mapping[str, Any], threads: int = 1, lean: bool = False) -> None:
+        self.path, self.methods = path, entry["methods"]
         self._handle = ctypes.c_void_p()  # before anything fails, for close
-        if not self.path.is_file():
-            raise SettingError(f"program={path} is not a file")
-        if threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self._library = load_library()
-        self._check(self._library.host_threads(threads), "threads")
-        self._check(self._library.host_open(os.fsencode(self.path), ctypes.byref(self._handle)), "opening")
+        try:
+            self._use(threads)
+            self._check(self._library.host_open(os.fsencode(self.path), ctypes.byref(self._handle)), "opening")
+            for method in self.methods:
+                self._check(self._library.host_load(self._handle, method.encode()), f"loading {method}")
+        except RuntimeError as error:
+            raise SettingError(f"model={path.parent}: {path.name} cannot be loaded ({error})") from error
 
-    def load(self, method: str) -> None:
-        """Load a method now instead of when it first runs."""
-        self._check(self._library.host_load(self._handle, method.encode()), f"loading {method}")
+    def _use(self, threads: int) -> None:
+        """Set the pool's threads, unless they are: ExecuTorch prints a line each time."""
+        if self._library.threads != threads:
+            self._check(self._library.host_threads(threads), "setting threads")
+            self._library.threads = threads
 
     def run(self, method: str, known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of a method by name, from inputs by name, of which it takes those that it needs.
+        """See ``OpenPart``.
 
         Raises:
             ValueError: an input of another shape than the file was exported for.
+            RuntimeError: ExecuTorch fails.
         """
         about = self.methods[method]
         inputs = [_as_exported(known[name], wanted, name) for name, wanted in about["inputs"].items()]
@@ -113,7 +105,7 @@ class Host:
         """Free the program and its memory."""
         if self._handle:
             self._library.host_close(self._handle)
-            self._handle = ctypes.c_void_p()
+            self._handle = None
 
     __del__ = close
 
@@ -122,7 +114,7 @@ class Host:
             raise MemoryError(f"{self.path.name}: {what} failed, MemoryAllocationFailed")
         if code:
             why = OWN_ERRORS.get(code, f"ExecuTorch error 0x{code:x} of runtime/core/error.h")
-            raise HostError(f"{self.path.name}: {what} failed, {why}")
+            raise RuntimeError(f"{self.path.name}: {what} failed, {why}")
 
 
 @cache
@@ -133,6 +125,7 @@ def load_library() -> ctypes.CDLL:
         SettingError: ExecuTorch is not installed, or there is no compiler, or it fails.
     """
     library = ctypes.CDLL(str(build()))
+    library.threads = None  # of its pool, as it was set last
     library.host_open.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
     library.host_close.argtypes = [ctypes.c_void_p]
     library.host_load.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -162,7 +155,7 @@ def build(folder: Path | None = None) -> Path:
         + sysconfig.get_platform().encode()
         + importlib.metadata.version("executorch").encode()
     ).hexdigest()[:16]
-    path = folder / f"executorch_host-{key}.so"
+    path = folder / f"executorch-{key}.so"
     if path.exists():
         return path
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -178,28 +171,6 @@ def build(folder: Path | None = None) -> Path:
     return path
 
 
-def run_in_passes(
-    run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]], inputs: Mapping[str, Any], progress: Sequence[Any]
-) -> Any:
-    """One evaluation of a generator of ``eval.export.passes``, velocity [B, C, h, w], on any runtime.
-
-    Args:
-        run: computes a method's outputs from inputs by name, of which it takes those that it needs.
-        inputs: the generator's by name, arrays or tensors, whatever ``run`` takes.
-        progress: an array [1] for each pass, see ``progress_of``.
-    """
-    known = {**inputs, **run("start", inputs)}
-    known.setdefault("state", known["given"])
-    for done in progress:
-        known |= run("pass", known | {"progress": done})
-    return run("read", known)["velocity"]
-
-
-def progress_of(iterations: int, least_passes: int = 1) -> list[float]:
-    """What the passes of a loop are told: how far it is after each, as a fraction of its passes or of ``least_passes``."""
-    return [(k + 1) / max(iterations, least_passes) for k in range(iterations)]
-
-
 def _package() -> Path:
     """Where ExecuTorch lies, found without importing it."""
     spec = importlib.util.find_spec("executorch")
@@ -207,7 +178,9 @@ def _package() -> Path:
     for place in places:
         if (place / "lib" / "libexecutorch.so").exists():
             return place
-    raise SettingError("ExecuTorch with its C++ libraries is not installed: pip install executorch==1.5.1")
+    raise SettingError(
+        "runtime.name=executorch needs executorch with its C++ libraries, which is not installed: uv sync --extra executorch"
+    )
 
 
 def _command(compiler: str, package: Path, out: Path) -> list[str]:

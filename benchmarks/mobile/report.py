@@ -17,19 +17,9 @@ from ablations.report.charts import STYLE, Chart, finish, new_figure
 from ablations.report.measures import number
 from ablations.report.palette import HUES, INK, MUTED, css_variables
 from ablations.report.tables import Table
-from benchmarks.mobile import Plan
-from benchmarks.mobile_rows import (
-    RUNTIMES,
-    Key,
-    Rows,
-    at,
-    quiet,
-    read_rows,
-    smallest_cap,
-    without_iterations,
-    write_csv,
-)
-from benchmarks.mobile_tables import (
+from benchmarks.mobile.plan import RUNTIME_NAMES, Plan, Setup
+from benchmarks.mobile.rows import Rows, quiet, read_rows, smallest_cap, without_iterations, write_csv
+from benchmarks.mobile.tables import (
     agreement_table,
     caps_table,
     coreml_table,
@@ -47,7 +37,7 @@ from eval.targets import targets
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLE = "Does IRIS run on a phone's runtimes, in a phone's memory?"
-COLOURS = {"pytorch": INK, "onnxruntime": HUES[1], "executorch": HUES[2]}
+COLOURS = {"pytorch": INK, "onnx": HUES[1], "executorch": HUES[2]}
 SHADES = {"fp32": 1.0, "fp16": 0.7, "int8": 0.4}  # opacity, so that hue says runtime and shade precision
 
 
@@ -123,12 +113,12 @@ def verdict(rows: Rows) -> str:
     )
 
 
-def _at_each(rows: Rows, key: Key) -> list[Key]:
+def _at_each(rows: Rows, key: Setup) -> list[Setup]:
     """A key at every number of iterations that anything of its preset was measured at."""
-    return [at(key, count) for count in sorted({one.iterations for one in rows.keys if one.preset == key.preset})]
+    return [key.at(count) for count in sorted({one.iterations for one in rows.keys if one.preset == key.preset})]
 
 
-def _fits(rows: Rows, key: Key, resident: str, wanted: float) -> bool | None:
+def _fits(rows: Rows, key: Setup, resident: str, wanted: float) -> bool | None:
     """Whether an image was made under a cap of ``wanted`` MB; None where no cap was tried."""
     if (key, resident) not in rows.caps:
         return None
@@ -359,7 +349,7 @@ def draw_memory(rows: Rows, folder: Path) -> Chart | None:
     )
 
 
-def _bars(axes: Axes, wanted: dict[Key, object], value, errors=None) -> None:
+def _bars(axes: Axes, wanted: dict[Setup, object], value, errors=None) -> None:
     presets = list(dict.fromkeys(key.preset for key in sorted(wanted)))
     setups = list(dict.fromkeys((key.runtime, key.dtype) for key in sorted(wanted)))
     width = 0.86 / len(setups)
@@ -372,7 +362,7 @@ def _bars(axes: Axes, wanted: dict[Key, object], value, errors=None) -> None:
     axes.grid(axis="x", visible=False)
     runtimes = list(dict.fromkeys(runtime for runtime, _ in setups))
     axes.legend(
-        handles=[Patch(color=COLOURS[one], label=RUNTIMES[one]) for one in runtimes],
+        handles=[Patch(color=COLOURS[one], label=RUNTIME_NAMES[one]) for one in runtimes],
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=len(runtimes),

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.mobile import RESIDENT, Plan, Setup
-from benchmarks.mobile_export import about, once
+from benchmarks.mobile.plan import RESIDENT, Plan, Setup
+from eval.export import PARTS, RUNTIMES
 from eval.speed.caps import CAPS_MB, caps_held
 from eval.speed.latency import LatencyResult, Timed, interleave
 from eval.speed.memory import RUNS
@@ -21,7 +21,6 @@ from eval.speed.parts import repeat_for
 from eval.speed.workers import STEADY_HEAP, Loader, Worker
 from iris.io.machine import processor_name
 
-PARTS = ("text", "generator", "decoder")
 TIMEOUT = 1200.0  # seconds of one request
 WARMUP = 1  # rounds
 QUALITY = {"steps": 6, "guidance": 2.5}  # of the shipped model, iterations as trained
@@ -42,23 +41,22 @@ def machine(threads: int) -> dict[str, Any]:
 
 def memory(plan: Plan) -> None:
     """Peak memory of every setup, whole and by part, and the caps that hold; not affected by other processes."""
-    once(plan, "machine", lambda: machine(plan.threads))
+    plan.once("machine", lambda: machine(plan.threads))
     for setup in plan.setups():
-        once(plan, f"memory-{setup}", lambda setup=setup: memory_row(setup, plan.threads))
+        plan.once(f"memory-{setup}", lambda setup=setup: memory_row(setup, plan))
         for resident in RESIDENT:
-            once(
-                plan,
+            plan.once(
                 f"caps-{resident.replace(' ', '_')}-{setup}",
-                lambda setup=setup, resident=resident: caps_row(setup, resident, plan.threads),
+                lambda setup=setup, resident=resident: caps_row(setup, resident, plan),
             )
 
 
-def memory_row(setup: Setup, threads: int) -> dict[str, Any]:
+def memory_row(setup: Setup, plan: Plan) -> dict[str, Any]:
     """Peaks of fresh processes: everything loaded, one part at a time, and each part alone."""
-    row: dict[str, Any] = about(setup) | {"threads": threads}
-    row["image"] = {resident: peak(f"{setup} {resident}", setup.loader(resident), threads) for resident in RESIDENT}
-    row["parts"] = {part: peak(f"{setup} {part}", setup.loader().given(part=part), threads) for part in PARTS}
-    return row
+    threads = plan.threads
+    whole = {one: peak(f"{setup} {one}", setup.loader(plan.work, one), threads) for one in RESIDENT}
+    parts = {one: peak(f"{setup} {one}", setup.loader(plan.work).given(part=one), threads) for one in PARTS}
+    return setup.about() | {"threads": threads, "image": whole, "parts": parts}
 
 
 def peak(name: str, loader: Loader, threads: int) -> dict[str, float | None]:
@@ -68,22 +66,22 @@ def peak(name: str, loader: Loader, threads: int) -> dict[str, float | None]:
         return found | {name: worker.loaded[name] for name in ("import_mb", "loaded_mb", "weights_mb")}
 
 
-def caps_row(setup: Setup, resident: str, threads: int) -> dict[str, Any]:
+def caps_row(setup: Setup, resident: str, plan: Plan) -> dict[str, Any]:
     """Runs under each cap."""
-    found = caps_held(setup.loader(resident), CAPS_MB, threads=threads, timeout=TIMEOUT)
-    return about(setup) | {"resident": resident, "threads": threads, "caps": [asdict(one) for one in found]}
+    found = caps_held(setup.loader(plan.work, resident), CAPS_MB, threads=plan.threads, timeout=TIMEOUT)
+    return setup.about() | {"resident": resident, "threads": plan.threads, "caps": [asdict(one) for one in found]}
 
 
 def latency(plan: Plan) -> None:
     """Time of every setup and of its parts; those of one preset and number of iterations in turn."""
-    once(plan, "machine", lambda: machine(plan.threads))
+    plan.once("machine", lambda: machine(plan.threads))
     for preset in plan.presets:
         for iterations in plan.iterations:
             setups = [one for one in plan.setups() if (one.preset, one.iterations) == (preset, iterations)]
             name = (
                 f"latency-{preset}-{iterations}-{'+'.join(plan.runtimes)}-rounds={plan.rounds}-threads={plan.threads}"
             )
-            once(plan, name, lambda setups=setups: latency_rows(setups, plan))
+            plan.once(name, lambda setups=setups: latency_rows(setups, plan))
 
 
 def latency_rows(setups: list[Setup], plan: Plan) -> list[dict[str, Any]]:
@@ -91,14 +89,14 @@ def latency_rows(setups: list[Setup], plan: Plan) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         timed, owner, first = [], [], []
         for setup in setups:
-            worker = stack.enter_context(Worker(str(setup), setup.loader(), plan.threads, TIMEOUT))
+            worker = stack.enter_context(Worker(str(setup), setup.loader(plan.work), plan.threads, TIMEOUT))
             for part in (None, *PARTS):
                 first.append(len(timed) % (1 + len(PARTS)))
                 timed.append(Timed(worker, part, repeat_for(worker, part)))
                 owner.append(setup)
         found = interleave(timed, plan.rounds, WARMUP, plan.threads, first)
     return [
-        about(setup) | {"part": one.part or "image"} | timing(result, setups[0])
+        setup.about() | {"part": one.part or "image"} | timing(result, setups[0])
         for setup, one, result in zip(owner, timed, found, strict=True)
     ]
 
@@ -112,31 +110,30 @@ def timing(result: LatencyResult, first: Setup) -> dict[str, Any]:
 
 def quality(plan: Plan) -> None:
     """Fréchet distance of the shipped model's pictures in ONNX Runtime, in each precision, from equal noise."""
-    if "onnxruntime" in plan.runtimes:
-        once(plan, f"quality-shapes-{plan.samples}", lambda: quality_rows(plan.work / "shapes", plan.samples))
+    if "onnx" in plan.runtimes:
+        plan.once(f"quality-shapes-{plan.samples}", lambda: quality_rows(plan.work / "shapes", plan.samples))
 
 
 def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
     """Distance to held-out pictures, and its difference from float32's, each with a jackknife error."""
-    from eval.export.ort import OrtPipeline
-    from eval.export.pipeline import export_pipeline
+    from eval.export.host.pipeline import ExportedPipeline, size_of
+    from eval.export.host.sampling import Sampling
+    from eval.export.model import export_model
     from eval.judges import load_judge
     from eval.metrics.fid import frechet_replicates, jackknife_error
     from eval.stages.features import extract_features
-    from iris import IrisPipeline
 
     model = Path(str(files("iris").joinpath("weights/shapes")))
-    dtypes = ("fp32", "fp16", "int8")
-    written = export_pipeline(IrisPipeline.from_pretrained(model), folder, dtypes, batch=BATCH)
     captions, real = held_out(samples)
     judge = load_judge("shapes")
     reference = extract_features(judge, real)
-    pictures, distance = {}, {}
-    for dtype in dtypes:
-        pictures[dtype] = OrtPipeline(folder, dtype, threads=1).generate(captions, seed=0, **QUALITY)
-        distance[dtype] = frechet_replicates(
-            extract_features(judge, pictures[dtype]).values, reference.statistics, BLOCKS
-        )
+    pictures, distance, sizes = {}, {}, {}
+    for dtype in RUNTIMES["onnx"]:
+        about = export_model(model, folder / dtype, "onnx", dtype, batch=BATCH)
+        pictures[dtype] = ExportedPipeline(folder / dtype)(captions, Sampling(**QUALITY))
+        features = extract_features(judge, pictures[dtype])
+        distance[dtype] = frechet_replicates(features.values, reference.statistics, BLOCKS)
+        sizes[dtype] = sum(map(size_of, about["parts"].values()))
     whole, without = distance["fp32"]
     rows = [
         {
@@ -146,7 +143,7 @@ def quality_rows(folder: Path, samples: int) -> dict[str, Any]:
             "change": value - whole,
             "change_se": jackknife_error([one - other for one, other in zip(replicates, without, strict=True)]),
             "pixel_rms": float(((pictures[dtype].astype(float) - pictures["fp32"]) ** 2).mean() ** 0.5),
-            "bytes": sum(one["bytes"] for one in written["files"] if one["dtype"] == dtype),
+            "bytes": sizes[dtype],
         }
         for dtype, (value, replicates) in distance.items()
     ]

@@ -7,15 +7,17 @@ from typing import Any
 
 from ablations.report.measures import DASH, number
 from ablations.report.tables import Cell, Row, Table
-from benchmarks.mobile import DTYPES, PRESETS
-from benchmarks.mobile_rows import RUNTIMES, Key, Rows, at, ratio_to_pytorch, smallest_cap, without_iterations
+from benchmarks.mobile.plan import DTYPES, PRESETS, Setup
+from benchmarks.mobile.rows import Rows, ratio_to_pytorch, smallest_cap, without_iterations
+from eval.export import PARTS
+from eval.export.host.pipeline import size_of
 from eval.speed.caps import CAPS_MB, CapResult, proven
 from eval.speed.latency import QUOTED, few_rounds
 from eval.targets import TargetResult, check, published, targets
 
 ALLOWED = 1e-3  # relative, of what is computed in float32
 STARRED = "* the machine was not quiet, or the times spread by more than 10 %."
-PART_TITLES = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
+PART_TITLES = dict(zip(PARTS, ("text encoder", "generator", "decoder"), strict=True))
 
 
 def cell(value: float | None, note: str = "", kind: str = "") -> Cell:
@@ -39,7 +41,7 @@ def caps_table(rows: Rows) -> Table:
         whole, one = image.get("all", {}), image.get("one part", {})
         lines.append(
             Row(
-                f"{key.preset}, {key.name}, ×{key.iterations}",
+                key.label,
                 [
                     cell(whole.get("peak_memory_mb")),
                     cell(whole.get("import_mb")),
@@ -60,7 +62,7 @@ def caps_table(rows: Rows) -> Table:
     return Table(columns, lines, foot)
 
 
-def _cap(rows: Rows, key: Key, resident: str, scope: str = "process") -> Cell:
+def _cap(rows: Rows, key: Setup, resident: str, scope: str = "process") -> Cell:
     if (key, resident) not in rows.caps:
         return Cell(DASH)
     found = smallest_cap(rows, key, resident, scope)
@@ -91,7 +93,7 @@ def latency_table(rows: Rows) -> Table:
     for key in without_iterations(rows):
         cells = []
         for count in iterations:
-            found = rows.latency.get((at(key, count), "image"))
+            found = rows.latency.get((key.at(count), "image"))
             if found is None:
                 cells += [Cell(DASH), Cell(DASH)]
                 continue
@@ -127,7 +129,7 @@ def parts_table(rows: Rows) -> Table:
                 cell(held.get("peak_memory_mb")),
                 cell(held.get("weights_mb")),
             ]
-        lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
+        lines.append(Row(key.label, cells))
     return Table(
         columns,
         lines,
@@ -150,14 +152,14 @@ def agreement_table(rows: Rows) -> Table:
             entry = files.get((*names, key.iterations)) or files.get((*names, None))
             cells.append(_error(entry["agreement"]["rms"] if entry else None, key.dtype))
         cells.append(_error(rows.agreement[key]["rms"], key.dtype))
-        lines.append(Row(f"{key.preset}, {key.name}, ×{key.iterations}", cells))
+        lines.append(Row(key.label, cells))
     return Table(
         columns,
         lines,
         [
             "Root mean square of the difference over that of PyTorch's output, equal inputs; of an image, equal token numbers "
             f"and noise. In fp32, more than {ALLOWED:g} would be red. ExecuTorch's generator file is one for all iterations "
-            "and was compared at the first."
+            "and was compared at the preset's own."
         ],
     )
 
@@ -171,19 +173,15 @@ def _error(value: float | None, dtype: str) -> Cell:
 def files_table(rows: Rows) -> Table:
     """Sizes, and what ExecuTorch's delegate took."""
     columns = [("size", "MB"), ("subgraphs in XNNPACK", ""), ("operators left", ""), ("planned activations", "MB")]
-    lines, seen = [], set()
-    for one in sorted(rows.files, key=_file_order):
-        label = f"{one['preset']}, {RUNTIMES[one['runtime']]} {one['dtype']}, {one['part']}"
-        if label in seen or one["runtime"] != "executorch":
-            continue
-        seen.add(label)
+    lines = []
+    for one in sorted((one for one in rows.files if one["runtime"] == "executorch"), key=_file_order):
         methods = one["methods"].values()
         left = sum(sum(method["undelegated"].values()) for method in methods)
         lines.append(
             Row(
-                label,
+                f"{one['preset']}, ExecuTorch {one['dtype']}, {one['part']}",
                 [
-                    cell(one["bytes"] / 1e6),
+                    cell(size_of(one) / 1e6),
                     Cell(str(sum(method["delegates"] for method in methods))),
                     Cell(str(left)),
                     cell(max(method["planned_bytes"] for method in methods) / 1e6),
@@ -201,12 +199,7 @@ def files_table(rows: Rows) -> Table:
 
 
 def _file_order(one: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        PRESETS.index(one["preset"]),
-        list(DTYPES).index(one["runtime"]),
-        list(PART_TITLES).index(one["part"]),
-        DTYPES[one["runtime"]].index(one["dtype"]),
-    )
+    return PRESETS.index(one["preset"]), PARTS.index(one["part"]), DTYPES["executorch"].index(one["dtype"])
 
 
 def mixers_table(rows: Rows) -> Table:
@@ -277,7 +270,7 @@ def coreml_table(rows: Rows) -> Table | None:
     return Table([("Core ML", "fp16"), ("operations", ""), ("package", "MB")], lines)
 
 
-def target_results(rows: Rows) -> list[tuple[Key, list[TargetResult]]]:
+def target_results(rows: Rows) -> list[tuple[Setup, list[TargetResult]]]:
     """The phone targets for each preset in half precision, by weights, live tensors and runs under caps."""
     found = []
     for key in rows.keys:
@@ -303,7 +296,7 @@ def target_results(rows: Rows) -> list[tuple[Key, list[TargetResult]]]:
     return found
 
 
-def passed_beside_import(rows: Rows) -> list[Key]:
+def passed_beside_import(rows: Rows) -> list[Setup]:
     """Those that meet the memory target although a whole process, its runtime's import included, fails under it."""
     limit, found = targets()["memory_mb"], []
     for key, results in target_results(rows):
@@ -324,7 +317,7 @@ def targets_table(rows: Rows) -> Table | None:
     columns = [(one.name.replace("_", " "), one.target) for one in found[0][1]]
     lines = [
         Row(
-            f"{key.preset}, {key.name}, ×{key.iterations}",
+            key.label,
             [
                 Cell(one.verdict, note=f"{one.measured}; {one.why}", kind=f"target-{one.verdict.replace(' ', '-')}")
                 for one in results
