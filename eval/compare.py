@@ -23,7 +23,7 @@ Paired differences B - A of two results of python -m eval (their folders, or res
 measured now; settings such as data=shapes or measure.samples=1024 are those of python -m eval.
 
   python -m eval.compare eval_results/one eval_results/other
-  python -m eval.compare runs/trials/KEY/model iris/weights/shapes measure.samples=512 measure.what=quality,alignment
+  python -m eval.compare text-0123456789ab iris/weights/shapes measure.samples=512 measure.what=quality,alignment
 """
 ROUNDS, WARMUP = 30, 3  # of --speed
 

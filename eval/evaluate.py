@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from iris.stages.processes import Processes
 
 SHOWN = 32  # images on the page
 FOLDER = "eval_results"
+KEY = re.compile(r"[a-z]+-[0-9a-f]{12}(/[\w-]+)?")  # of a stage, or of one of several students of it
 
 
 class MeasureFailed(RuntimeError):
@@ -61,8 +63,9 @@ def evaluate(words: Sequence[str], progress: Progress) -> tuple[Results, Path]:
     _check_captions(run, subject)
     results = _begun(settings, run, subject, words)
     results.not_measured = refused
-    out = Path(settings.out or Path(FOLDER) / f"{results.name}-{settings.judge.name}-{_key(settings, results)}")
+    out = folder_of(settings, results)
     check_out(out)
+    _check_judge(run, wanted)
     progress.say(f"{results.name} ({subject.kind}, {len_of(run):,} images, data {run.data.name}): {', '.join(wanted)}")
     for name, why in refused.items():
         progress.say(f"no {name}: {why}")
@@ -82,10 +85,12 @@ def opened(settings: Settings, context: Context) -> Subject:
     """
     if settings.model is None:
         raise SettingError("model is missing; name a saved model, a key in runs_dir, images or a diffusers pipeline")
-    model = settings.model
-    if not Path(model).expanduser().exists() and (context.stages / model.partition("/")[0]).is_dir():
-        model = str(named("model", model, context).folder)
-    return open_subject(model, settings.kind, settings.sample, settings.dtype, context.processes.name)
+    how = (settings.kind, settings.sample, settings.dtype, context.processes.name)
+    if Path(settings.model).expanduser().exists() or not KEY.fullmatch(settings.model):
+        return open_subject(settings.model, *how)
+    subject = open_subject(str(named("model", settings.model, context).folder), *how)
+    subject.name = settings.model.replace("/", "-")  # the folder of every stage's model is called weights
+    return subject
 
 
 def evaluation_of(settings: Settings, subject: Subject, context: Context) -> Evaluation:
@@ -118,15 +123,15 @@ class _Measuring:
         self.out.mkdir(parents=True, exist_ok=True)
         for name in FILES:  # of an earlier command
             (self.out / name).unlink(missing_ok=True)
-        failed = ""
+        failed = []
         for name in wanted:
             with self._timed(name):
                 try:
                     self._add(self._taken(name))
                 except (WorkerError, CapError) as error:
-                    failed = f"{name} failed: {error}"
+                    failed.append(f"{name} failed: {error}")
                     self.results.not_measured[name] = f"failed: {error}"
-        return failed
+        return "; ".join(failed)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -199,11 +204,18 @@ def check_out(folder: Path) -> None:
         raise SettingError(f"out={folder} holds other files than results; name another folder")
 
 
-def _key(settings: Settings, results: Results) -> str:
-    """Hex digits of all that determines the numbers; the model's files are known by their contents."""
+def folder_of(settings: Settings, results: Results) -> Path:
+    """Where the results go: out=, or a folder named by all that determines the numbers.
+
+    The model's files are known by their contents.
+    """
+    if settings.out:
+        return Path(settings.out)
     known = {name: value for name, value in facts(settings).items() if name != "model"}
-    model = [results.model["fingerprint"], results.model["sampling"]]
-    return digest([known, *model, results.data, results.judge.get("sha256")])[:8]
+    model, measure = [results.model["fingerprint"], results.model["sampling"]], settings.measure
+    speed = [settings.device, measure.threads, asdict(measure.latency), asdict(measure.caps)]
+    key = digest([known, *model, results.data, results.judge.get("sha256"), speed])[:8]
+    return Path(FOLDER) / f"{results.name}-{settings.judge.name}-{key}"
 
 
 def len_of(run: Evaluation) -> int:
@@ -221,6 +233,12 @@ def _check_captions(run: Evaluation, subject: Subject) -> None:
             f"measure.samples={asked}: split {run.data.split} of data {run.data.name} has only {found} captions"
         )
     subject.check(run.main.captions)
+
+
+def _check_judge(run: Evaluation, wanted: Sequence[str]) -> None:
+    """Load the judge, if it is needed: one that cannot be is told before an image is made."""
+    if not all(SCORED[name](run).done for name in wanted if name in SCORED):
+        _ = run.judging.judge
 
 
 def _model(subject: Subject) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from iris.data.settings import DATA_OPTIONS, Data
 from iris.diffusion.sampling import Sample
 from iris.errors import SettingError, require_choice
 from iris.settings import Tree, setting
+from iris.stages.settings import RECIPE_GROUPS
 
 IMAGES = ("quality", "alignment", "skills", "duplicates")  # measured on images
 RUNS = ("latency", "memory", "caps")  # measured on a model that runs
@@ -169,7 +170,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 }
 TREE = Tree(
     Settings,
-    {"data": DATA_OPTIONS, "judge": GROUPS["judge"], "measure": MEASURES},
+    {"data": DATA_OPTIONS, "judge": GROUPS["judge"], "measure": MEASURES, "sample": RECIPE_GROUPS["sample"]},
     example="model=iris/weights/shapes or measure.samples=5000",
 )
 

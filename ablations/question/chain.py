@@ -136,7 +136,8 @@ class Chains:
         if runtime.name == "pytorch":
             return Maker(work, "iris", vars(sampling), dtype, size, device, batch)
         exported = Export(model.context, work, runtime, batch or 1, sampling.iterations)
-        return Maker(exported, "exported", vars(sampling), dtype, size, "cpu", batch)
+        resolved = vars(sampling) | {"iterations": sampling.iterations or settings.model.iterations}  # as the files say
+        return Maker(exported, "exported", resolved, dtype, size, "cpu", batch)
 
     def _once(self, kind: str, settings: Any, make: Callable[[], Any]) -> Any:
         known = (kind, repr(settings))

@@ -110,10 +110,6 @@ class Judge(ABC):
         text = self.text_features(captions)
         return F.cosine_similarity(self.image_features(images), text, dim=-1)
 
-    def reads_captions_of(self, data: str) -> bool:
-        """Whether captions of this data are in its vocabulary: a judge of drawn worlds knows no other words."""
-        return self.has_text and (not self.worlds or data in self.worlds)
-
     def attributes(self, world: str, images: Tensor) -> dict[str, Tensor]:
         """Predicted class of each attribute of a drawn world: {name: int64 [B]}.
 

@@ -18,11 +18,11 @@ def clip_scores(cosines: Tensor) -> Tensor:
         float64 [N].
 
     Raises:
-        ValueError: not [N] with N >= 2, a value that is not finite, or one outside [-1, 1].
+        ValueError: not [N] with N >= 1, a value that is not finite, or one outside [-1, 1].
     """
     cosines = torch.as_tensor(cosines).detach().to("cpu", torch.float64)
-    if cosines.dim() != 1 or len(cosines) < 2:
-        raise ValueError(f"cosines must be [N] with N >= 2, got {tuple(cosines.shape)}")
+    if cosines.dim() != 1 or not len(cosines):
+        raise ValueError(f"cosines must be [N] with N >= 1, got {tuple(cosines.shape)}")
     if not bool(torch.isfinite(cosines).all()):
         raise ValueError("cosines: some are not finite")
     if float(cosines.abs().max()) > 1 + 1e-3:  # half-precision embeddings overshoot 1 by less than this

@@ -93,25 +93,12 @@ class FeatureStatistics:
         features = check_features(features, minimum=1)
         if features.shape[1] != self.width:
             raise ValueError(f"features are {features.shape[1]} wide, the statistics {self.width}")
-        mean = features.mean(0)
-        centred = features - mean
-        self._combine(len(features), mean, centred.T @ centred)
-        return self
-
-    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Add the samples of ``other`` and return self. Raises ValueError on another width or judge."""
-        check_comparable(self, other)
-        self._combine(other.count, other.mean, other.scatter)
-        return self
-
-    def _combine(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + count
-        if total == 0:
-            return
-        gap = mean - self.mean
+        count, mean = len(features), features.mean(0)
+        total, gap, centred = self.count + count, mean - self.mean, features - mean
         self.mean = self.mean + gap * (count / total)
-        self.scatter = self.scatter + scatter + torch.outer(gap, gap) * (self.count * count / total)
+        self.scatter = self.scatter + centred.T @ centred + torch.outer(gap, gap) * (self.count * count / total)
         self.count = total
+        return self
 
     def without(self, features: Tensor) -> FeatureStatistics:
         """Statistics of the samples left when ``features`` [N, D], which were among them, are taken out."""

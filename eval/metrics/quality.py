@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from eval.metrics.bootstrap import jackknife_interval, wilson_interval
@@ -32,7 +32,7 @@ class Measure:
     name: str  # of METRICS
     value: float
     standard_error: float  # of drawing other images of the same number against the same reference
-    low: float  # of the interval with Quality.confidence
+    low: float  # of the interval with the confidence that was asked for
     high: float
     n: int
     reference_n: int
@@ -49,7 +49,6 @@ class Quality:
     measures: dict[str, Measure]
     made_with: dict[str, Any]  # the features' metadata: judge, judge_sha256, resize, image_size, ...
     reference: dict[str, Any]  # the reference's
-    confidence: float
 
     def __getitem__(self, name: str) -> Measure:
         return self.measures[name]
@@ -58,30 +57,6 @@ class Quality:
     def title(self) -> str:
         """What the Fréchet distance is called: "FID" for Inception's published weights alone."""
         return str(self.made_with.get("metric_name", f"FD ({self.made_with['judge']})"))
-
-    def metrics(self) -> dict[str, float]:
-        """Flat numbers for a tracker: "fid/shapes", "fid_se/shapes", "fid_low/shapes", "fid_high/shapes", ..."""
-        judge, flat = self.made_with["judge"], {}
-        for name, measure in self.measures.items():
-            for suffix, value in (
-                ("", measure.value),
-                ("_se", measure.standard_error),
-                ("_low", measure.low),
-                ("_high", measure.high),
-            ):
-                flat[f"{name}{suffix}/{judge}"] = value
-        return flat
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: every measure under its name and judge, and what all were made with."""
-        judge = self.made_with["judge"]
-        return {
-            "title": self.title,
-            "confidence": self.confidence,
-            "made_with": self.made_with,
-            "reference": self.reference,
-            "measures": {f"{name}/{judge}": asdict(measure) for name, measure in self.measures.items()},
-        }
 
 
 def measure_quality(
@@ -98,8 +73,8 @@ def measure_quality(
     """FID, FID extrapolated, KID, precision, recall, density and coverage of generated images.
 
     Args:
-        features: of N generated images (``eval.metrics.features.extract_features``).
-        reference: of M real ones (``eval.stages.reference.reference``), by the same judge from images of the same size.
+        features: of N generated images (``eval.stages.features.extract_features``).
+        reference: of M real ones, by the same judge from images of the same size.
         metrics: which of ``METRICS``; the extrapolation takes about 25 times an FID's time.
         seed: of the extrapolation's subsets.
         blocks: of the jackknives, 2 <= blocks; lowered to half of N or M where there are fewer.
@@ -132,7 +107,6 @@ def measure_quality(
         {measure.name: measure for measure in found if measure.name in metrics},
         dict(features.metadata),
         dict(reference.metadata),
-        confidence,
     )
 
 

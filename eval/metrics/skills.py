@@ -63,14 +63,6 @@ class SkillSummary:
         }
         return {"world": self.world, "confidence": self.confidence, **parts}
 
-    def markdown(self) -> str:
-        """A table with a row a skill."""
-        rows = ["| skill | seen combinations | held-out combinations | gap |", "|---|---|---|---|"]
-        for skill in self.seen:
-            cells = [_cell(part[skill]) for part in (self.seen, self.heldout, self.gap)]
-            rows.append(f"| {skill} | {' | '.join(cells)} |")
-        return "\n".join(rows) + "\n"
-
 
 def summarise_skills(
     world: World, predicted: Mapping[str, Tensor], wanted: Mapping[str, Tensor | np.ndarray], confidence: float = 0.95
@@ -167,9 +159,3 @@ def _difference(a: Share | str, b: Share | str, confidence: float) -> Share | st
     low = value - math.hypot(a.value - a.low, b.high - b.value)
     high = value + math.hypot(a.high - a.value, b.value - b.low)
     return Share(value, low, high, min(a.n, b.n))
-
-
-def _cell(share: Share | str) -> str:
-    if isinstance(share, str):
-        return share
-    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}], n = {share.n:,}"

@@ -90,13 +90,6 @@ def measure_models(
     return {name: SpeedAndMemory(one, memory[name]) for name, one in zip(loaders, latency, strict=True)}
 
 
-def measure_latency(
-    loaders: dict[str, Loader], rounds: int = 30, warmup: int = 3, threads: int = 1, timeout: float = 600.0
-) -> dict[str, LatencyResult]:
-    """The latency part of ``measure_models``."""
-    return {name: result.latency for name, result in measure_models(loaders, rounds, warmup, threads, timeout).items()}
-
-
 def few_rounds(rounds: int) -> str:
     """A sentence on what quartiles come from, where there were few rounds; else nothing."""
     return f"Quartiles are of {rounds} rounds; figures to be quoted want {QUOTED}." if rounds < QUOTED else ""

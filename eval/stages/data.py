@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ class DrawnWorld(RealData):
         self.name, self.size, self.seed = settings.name, size, settings.seed or 0
         self.world = WORLDS[settings.name]
         require_choice("measure.split", split, tuple(self.world.tuples))
-        self.split, self._counts = split, vars(settings)
+        self.split, self._counts = split, {name: getattr(settings, name) for name in sources.sources.WORLD_COUNTS}
+        sources.fingerprint(self.name, **self._counts)  # refuses what is no count
 
     def fingerprint(self, split: str) -> str:
         # Picture i depends on (world, split, seed, i) alone, so the counts are no part of it.
@@ -98,11 +99,9 @@ class SourceData(RealData):
         self.name, self.split, self.size = settings.name, split, size
         # What is measured is not selected by score, and is one crop.
         self._settings = replace(settings, size=size, crop=None, score_column=None, min_score=None, live=False)
+        self._opened: dict[str, sources.Source] = {}
+        self._prints: dict[str, str] = {}  # kept, as a source looks into its files for each
         self._source(self.split)  # errors now, not after the images were made
-
-    @cached_property
-    def _opened(self) -> dict[str, sources.Source]:
-        return {}
 
     def _source(self, split: str) -> sources.Source:
         if split not in self._opened:
@@ -111,7 +110,9 @@ class SourceData(RealData):
         return self._opened[split]
 
     def fingerprint(self, split: str) -> str:
-        return self._source(split).fingerprint()
+        if split not in self._prints:
+            self._prints[split] = self._source(split).fingerprint()
+        return self._prints[split]
 
     def rows(self, split: str, count: int | None = None) -> Iterator[Rows]:
         stream = islice(self._source(split).stream(shuffle=False), count)
@@ -126,6 +127,12 @@ def open_data(settings: Data, split: str, size: int) -> RealData:
         SettingError: as ``iris.data.open_source``; no such split.
     """
     return (DrawnWorld if settings.name in WORLDS else SourceData)(settings, split, size)
+
+
+def in_parts(images: np.ndarray, captions: list[str]) -> Iterator[Rows]:
+    """Images and captions, some at a time."""
+    for i in range(0, len(images), CHUNK):
+        yield Rows(np.ascontiguousarray(images[i : i + CHUNK]), captions[i : i + CHUNK])
 
 
 def attributes_of(world: World, captions: Sequence[str]) -> dict[str, np.ndarray] | None:

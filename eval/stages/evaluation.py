@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from eval.judges import judge_facts
 from eval.results import hardware
 from eval.settings import Measure
-from eval.stages.data import RealData, Rows
+from eval.stages.data import RealData
 from eval.stages.features import ImageFeatures, Reference
 from eval.stages.images import HELDOUT, MAIN, TRAINED, CaptionSet, Images, Stored
 from eval.stages.judging import Judging
 from eval.stages.makers import Maker
 from iris.stages.engine import Context
 
-CHUNK = 256
 SAMPLES = 2048  # images of a model, where measure.samples does not say
 MACHINE = ("processor", "gpu", "torch")  # what a number says of the hardware
 
@@ -107,9 +104,3 @@ class Evaluation:
     def judged(self, **facts: Any) -> dict[str, Any]:
         """What numbers of the judge were made with."""
         return judge_facts(self.judging.judge, self.made.size) | self.made_with() | facts
-
-
-def in_parts(images: np.ndarray, captions: list[str]) -> Iterator[Rows]:
-    """Images and captions, some at a time."""
-    for i in range(0, len(images), CHUNK):
-        yield Rows(np.ascontiguousarray(images[i : i + CHUNK]), captions[i : i + CHUNK])

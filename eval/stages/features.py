@@ -13,7 +13,7 @@ from eval.judges import Judge, judge_facts
 from eval.judges.images import check_images, to_float
 from eval.metrics.features import Features
 from eval.metrics.fid import FeatureStatistics
-from eval.stages.data import RealData
+from eval.stages.data import CHUNK, RealData
 from eval.stages.images import Images, Stored
 from eval.stages.judging import Judging
 from iris.errors import SettingError
@@ -21,7 +21,6 @@ from iris.io.hashing import file_sha256
 from iris.stages.engine import Context, Stage
 
 FEATURES, STATISTICS = "features.npy", "statistics.npz"
-CHUNK = 256  # images held at once
 
 
 class Judged(Stage):
@@ -51,19 +50,16 @@ class Judged(Stage):
             SettingError: they are not those that were written.
         """
         for name, sha256 in self.result["sha256"].items():
-            problem = (
-                "is missing"
-                if not (self.folder / name).is_file()
-                else (
-                    "has changed since it was written (another sha256)"
-                    if file_sha256(self.folder / name) != sha256
-                    else None
-                )
-            )
-            if problem:
-                raise SettingError(f"features {self.folder}: {name} {problem}; delete the folder to compute them anew")
+            self._check(name, sha256)
         values = torch.from_numpy(np.load(self.folder / FEATURES, allow_pickle=False))
         return Features(values, FeatureStatistics.load(self.folder / STATISTICS))
+
+    def _check(self, name: str, sha256: str) -> None:
+        there = (self.folder / name).is_file()
+        if there and file_sha256(self.folder / name) == sha256:
+            return
+        problem = "has changed since it was written (another sha256)" if there else "is missing"
+        raise SettingError(f"features {self.folder}: {name} {problem}; delete the folder to compute them anew")
 
     def _report(self, done: int, total: int | None) -> None:
         self.context.progress.done(self.label, done, total)
@@ -118,7 +114,7 @@ class Reference(Judged):
                 f"measure.reference={self.count}: split {self.split} of data {self.data.name} has only {len(values)} "
                 "usable rows"
             )
-        made = {"data": self.data.fingerprint(self.split), "split": self.split}
+        made = {"data": self.data.fingerprint(self.split), "split": self.split, "count": len(values)}
         return self.keep(values, judge_facts(judge, self.data.size) | made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,10 @@ from eval.stages.makers import Maker
 from eval.subjects import Subject
 from iris.errors import SettingError
 from iris.io.files import write_json
+from iris.io.hashing import digest
 from iris.stages.engine import Context, Stage
 
-IMAGES, CAPTIONS, PARTS = "images.npy", "captions.json", "parts"
+IMAGES, CAPTIONS, PARTS, JOINED = "images.npy", "captions.json", "parts", "joined"
 MAIN, HELDOUT, TRAINED = "main", "heldout", "trained"  # sets of images: what their captions are
 WORDS = {MAIN: "images", HELDOUT: "images of held-out combinations", TRAINED: "images of training captions"}
 
@@ -77,12 +79,14 @@ class Images(Stage):
     def work(self) -> dict[str, Any]:
         subject, captions = self.maker.open(), self.captions
         subject.check(captions)
-        try:
-            sha256 = _make(subject, captions, self.seed, self.folder, self._report)
-        except ValueError as error:  # what cannot be measured, such as pixels that are not finite
-            raise SettingError(str(error)) from error
+        if self.begun or not (self.folder / IMAGES).exists():  # else killed when only the result was left to write
+            try:
+                _make(subject, captions, self.seed, self.folder, self._report)
+            except ValueError as error:  # what cannot be measured, such as pixels that are not finite
+                raise SettingError(str(error)) from error
+        shutil.rmtree(self.folder / JOINED, ignore_errors=True)
         write_json(self.folder / CAPTIONS, captions)
-        return {"sha256": sha256, "model": subject.facts(), "name": subject.name}
+        return {"sha256": hashlib.sha256(self.images()).hexdigest(), "model": subject.facts()}
 
     def images(self) -> np.ndarray:
         """Read from disk as needed."""
@@ -92,7 +96,8 @@ class Images(Stage):
         self.context.progress.done(self.label, done, total)
 
 
-def _make(subject: Subject, captions: Sequence[str], seed: int, folder: Path, report: Any) -> str:
+def _make(subject: Subject, captions: Sequence[str], seed: int, folder: Path, report: Any) -> None:
+    """Make them part by part, and all in one array; parts that are there are not made again."""
     parts, total = folder / PARTS, len(captions)
     parts.mkdir(exist_ok=True)
     done = 0
@@ -107,25 +112,19 @@ def _make(subject: Subject, captions: Sequence[str], seed: int, folder: Path, re
             temporary.replace(part)
             done += len(images)
         report(min(done, total), total)
-    digest = _join(sorted(parts.glob("[0-9]*[0-9].npy")), folder / IMAGES, total)
-    for file in parts.iterdir():
-        file.unlink()
-    parts.rmdir()
-    return digest
+    _join(sorted(parts.glob("[0-9]*[0-9].npy")), folder / IMAGES, total)
+    parts.rename(folder / JOINED)  # at once: where there are parts, the array may not be whole
 
 
-def _join(files: list[Path], target: Path, total: int) -> str:
-    """All parts in one array; returns the sha256 of the pixels."""
-    first = np.load(files[0], mmap_mode="r")
+def _join(files: list[Path], target: Path, total: int) -> None:
+    """All parts in one array."""
+    first, done = np.load(files[0], mmap_mode="r"), 0
     whole = np.lib.format.open_memmap(target, "w+", np.uint8, (total, *first.shape[1:]))
-    digest, done = hashlib.sha256(), 0
     for file in files:
         part = np.load(file)
         whole[done : done + len(part)] = part
-        digest.update(part.tobytes())
         done += len(part)
     whole.flush()
-    return digest.hexdigest()
 
 
 class Stored:
@@ -145,8 +144,8 @@ class Stored:
         if count is not None and count > subject.count:
             raise SettingError(f"measure.samples={count}: {subject.model} holds {subject.count} images")
         self.subject, self.count, self.size = subject, count or subject.count, subject.size
-        self.key = f"{subject.fingerprint}, the first {self.count}"
         self.captions = None if subject.captions is None else subject.captions[: self.count]
+        self.key = digest([subject.fingerprint, self.count, self.captions])  # captions may lie beside the images
         self.result: dict[str, Any] = {"model": subject.facts()}
 
     def make(self) -> Path:

@@ -40,11 +40,12 @@ def possible(run: Evaluation, usual: Sequence[str], allowed: Sequence[str]) -> t
 def _why_not(name: str, run: Evaluation) -> str | None:
     stored, data = isinstance(run.made, Stored), run.data
     if name in RUNS:
+        if name == "latency" and run.measure.latency.rounds == 0:
+            return "measure.latency.rounds=0 times nothing"
         return "stored images are no model that runs" if stored else None
     fewest = FEWEST if name == "quality" else PAIRS
-    if run.count < fewest:
-        where = f"model={run.made.subject.model} with measure.samples has" if stored else "measure.samples is"
-        return f"at least {fewest} images are needed, {where} {run.count}"
+    if (count := _images(run, fewest)) < fewest:
+        return f"at least {fewest} images are needed, {_whose(run)} gives {count}"
     if name in ("quality", "duplicates"):
         reason = _why_not_compared(run)
         if reason or name == "quality":
@@ -79,9 +80,9 @@ def _why_too_few(run: Evaluation) -> str | None:
     chosen, data, asked = run.measure.quality, run.data, run.measure.reference
     enough = max(FEWEST, 2 * chosen.blocks, 1 + max(chosen.neighbours, chosen.density_neighbours))
     real = _there(data, data.split, min(enough, asked or data.default_count(data.split) or enough))
-    count = run.count if isinstance(run.made, Stored) or data.world else min(run.count, real)
+    made = _images(run, enough)
     try:
-        usable_blocks(count, real, chosen.metrics, chosen.blocks, chosen.neighbours, chosen.density_neighbours)
+        usable_blocks(made, real, chosen.metrics, chosen.blocks, chosen.neighbours, chosen.density_neighbours)
     except ValueError as error:
         given = f"measure.samples={run.count}, measure.reference={asked}, split {data.split} of data {data.name}"
         return f"{error} ({given})"
@@ -103,6 +104,18 @@ def _why_none_unseen(run: Evaluation) -> str | None:
             f"validation of data {data.name} gives {real}"
         )
     return None
+
+
+def _images(run: Evaluation, enough: int) -> int:
+    """Images of the main set; ``enough`` of a model's where there are captions for as many."""
+    return run.count if isinstance(run.made, Stored) else _there(run.data, run.data.split, min(enough, run.count))
+
+
+def _whose(run: Evaluation) -> str:
+    """Whose images they are, for a message."""
+    if isinstance(run.made, Stored):
+        return f"model={run.made.subject.model} with measure.samples"
+    return f"measure.samples={run.count} with split {run.data.split} of data {run.data.name}"
 
 
 def _there(data: RealData, split: str, count: int) -> int:

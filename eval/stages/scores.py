@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,14 +16,14 @@ from eval.judges.images import to_float
 from eval.metrics.bootstrap import bootstrap_interval, wilson_interval
 from eval.metrics.clip_score import clip_scores
 from eval.metrics.duplicates import QUANTILE, Duplicates, find_duplicates
-from eval.metrics.fid import frechet_distance
+from eval.metrics.fid import RankDeficientWarning, frechet_distance
 from eval.metrics.objects import count_objects
 from eval.metrics.quality import Measure, measure_quality
 from eval.metrics.skills import COUNT, Share, SkillSummary, right_by_skill, summarise_skills
 from eval.report.duplicates_page import expected_high, write_page
 from eval.results import DUPLICATES, Number
-from eval.stages.data import Rows, attributes_of, fresh_pictures
-from eval.stages.evaluation import CHUNK, Evaluation, in_parts
+from eval.stages.data import CHUNK, Rows, attributes_of, fresh_pictures, in_parts
+from eval.stages.evaluation import Evaluation
 from eval.stages.features import features_of
 from eval.stages.images import MAIN, TRAINED, Images, Stored
 from iris.io.files import read_json, write_json
@@ -125,11 +126,17 @@ class Quality(Score):
         known = {"data": run.data.name, "data_fingerprint": run.data.fingerprint(split), "split": split}
         for name, measure in found.measures.items():
             self.add(name, _number(measure, run.measure.confidence), **known)
-        half = len(real) // 2
-        floor = frechet_distance(real.values[:half], real.values[half:])
         about = {"title": found.title, "made_with": found.made_with, "reference": found.reference}
-        self.found.details["quality"] = about | {"real_against_real": floor}
+        self.found.details["quality"] = about | {"real_against_real": _floor(real.values)}
         self.rows(MAIN, run.main)
+
+
+def _floor(real: Tensor) -> float:
+    """The Fréchet distance of one half of the real images' features from the other."""
+    half = len(real) // 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankDeficientWarning)  # the numbers beside it have it as a flag
+        return frechet_distance(real[:half], real[half:])
 
 
 def _number(measure: Measure, confidence: float) -> Number:
@@ -160,7 +167,8 @@ class Alignment(Score):
         super().__init__(run, images=run.main)
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"data": self.run.data.fingerprint(self.run.data.split)}
+        data = self.run.data
+        return super().facts() | {"data": data.fingerprint(data.split), "split": data.split}
 
     def measure(self) -> None:
         run, images, captions = self.run, self.run.main.images(), self.run.main.captions
@@ -199,6 +207,9 @@ class Skills(Score):
 
     def __init__(self, run: Evaluation) -> None:
         super().__init__(run, **run.named)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"data": self.run.data.fingerprint(self.run.data.split)}
 
     def measure(self) -> None:
         run, sets = self.run, self.run.named

@@ -65,8 +65,11 @@ class IrisModel(Subject):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The key of the stage that made the model, or sha256 of its files and of what lies elsewhere."""
-        return made_by(self.root) or super().fingerprint
+        """The key of the stage that made the model, or sha256 of its files and of what lies elsewhere.
+
+        That may have changed since, of which the stage's key knows nothing.
+        """
+        return (None if self.elsewhere() else made_by(self.root)) or super().fingerprint
 
     def elsewhere(self) -> list[str]:
         """Of a pretrained text encoder and latent by their weights, of somebody's own mixer by its source."""

@@ -1,11 +1,6 @@
 """A Stable Diffusion pipeline of some ten thousand random parameters, saved as the real ones are."""
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "iris"))  # where the small CLIP's files are made
 
 SIZE, WIDTH = 32, 16  # pixels a side; width of the text encoder
 

@@ -1,70 +1,75 @@
 """``python -m eval``: what it measures on each kind of subject, what it leaves behind, and how bad input is told."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from judge_files import TINY, clip_folder, clip_network, inception_archive, openai_archive
+from evaluations import SHIPPED, captioned
+from judge_files import TINY, clip_folder, clip_network, inception_archive
 from PIL import Image
 from safetensors.torch import save_file
 from small_diffusers import SIZE, save_diffusers
 
 from eval.__main__ import main
 from eval.compare import loader_of
-from eval.judges import JUDGES, load_judge
-from eval.stages.features import extract_features
-from eval.metrics.fid import frechet_jackknife
+from eval.evaluate import folder_of
+from eval.judges import load_judge
 from eval.judges.images import to_float
-from eval.results import FILES, read_results
-from eval.settings import COMPOSER, WHAT, settings_of
-from eval.stages import run as running
+from eval.metrics.fid import frechet_jackknife
+from eval.results import FILES, Results, read_results
+from eval.settings import TREE
 from eval.stages.data import DrawnWorld, attributes_of, open_data
-from eval.stages.samples import make_samples
-from eval.subjects import SampleSettings, iris_model, open_subject
+from eval.stages.features import extract_features
+from eval.subjects import Sample, open_subject
 from eval.subjects.iris_model import IrisModel
 from iris.data import WORLDS
-from iris.data.settings import KINDS, READY
-from iris.diffusion.sampling import SamplingSettings
-from iris.errors import SettingError
 from iris.latents import build_latent
 from iris.model import TextToLatent
 from iris.nn.generator import Generator, GeneratorConfig
 from iris.pipeline import IrisPipeline
-from iris.randomness import initialise
-from iris.text import ClassLabels, CLIPText, Vocabulary, WordEncoder
+from iris.text import ClassLabels, Vocabulary, WordEncoder
 
-SHIPPED = Path(__file__).parents[2] / "iris" / "weights" / "shapes"
+pytestmark = pytest.mark.xdist_group("eval_command")  # one worker: what the module's fixtures make is shared
+
 N, REAL, FEWER = 32, 128, 16  # of measure=smoke: images, real ones, of other captions
 QUICK = ("measure=smoke", "track=none")
-
-
-def sample_settings(**given):
-    return SampleSettings(**dict.fromkeys(SampleSettings.__dataclass_fields__) | {"batch": 4} | given)
-
-
-def opened(place, kind=None, **sample):
-    return open_subject(str(place), kind, sample_settings(**sample), "float32", "cpu")
+MODEL = f"model={SHIPPED}"
+SHAPE = {
+    "dim": 16,
+    "heads": 2,
+    "prelude": 1,
+    "core": 1,
+    "coda": 1,
+    "iterations": 1,
+    "ffn_ratio": 2.0,
+    "mixer": "identity",
+}
 
 
 def numbers_of(folder):
     return {name: number.value for name, number in read_results(folder).numbers.items()}
 
 
+def rows_of(folder):
+    with open(Path(folder) / "per_image.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def surroundings(tmp_path_factory):
     """A folder of its own, no tracking server, no hub, and one thread, so that sums are made in one order."""
+    import datasets
+
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(Path("hf").absolute()))
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
@@ -72,17 +77,19 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ran(surroundings):
-    """The shipped model measured, tracked in a store of its own: the folder of its results."""
-    assert main([f"model={SHIPPED}", "measure=smoke", "track=sqlite:///store.db", "out=ran"]) == 0
+    """The shipped model measured: the folder of its results."""
+    assert main([MODEL, *QUICK, "out=ran"]) == 0
     return Path("ran").resolve()
 
 
 @pytest.fixture(scope="module")
 def made(ran):
     """The images and captions that ``ran`` measured, made again by the pipeline itself."""
-    captions = WORLDS["shapes"].draw("validation", N, 0).captions
-    images = IrisPipeline.from_pretrained(SHIPPED).generate(captions, opened(SHIPPED).settings, seed=0)
-    return images, captions
+    captions, subject = (
+        WORLDS["shapes"].draw("validation", N, 0).captions,
+        open_subject(str(SHIPPED), None, Sample(), "float32", "cpu"),
+    )
+    return IrisPipeline.from_pretrained(SHIPPED).generate(captions, subject.settings, seed=0), captions
 
 
 @pytest.fixture(scope="module")
@@ -97,40 +104,7 @@ def pictures(made, tmp_path_factory):
     return folder
 
 
-# -- how a saved model is sampled ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    """The shipped model's weights as those of a consistency student."""
-    folder = tmp_path_factory.mktemp("student")
-    IrisPipeline(*IrisPipeline.from_pretrained(SHIPPED).parts[:5], SamplingSettings(2, "stochastic"), 2.5).save(folder)
-    return folder
-
-
-def test_a_student_makes_the_images_of_its_own_sampling(student):
-    subject = opened(student)
-    assert (subject.sampling["steps"], subject.sampling["sampler"], subject.sampling["guidance"]) == (
-        2,
-        "stochastic",
-        1,
-    )
-    captions = ["a red circle", "a blue square"]
-    assert torch.equal(subject.generate(captions, 0, 0), IrisPipeline.from_pretrained(student).generate(captions))
-    assert subject.loader("a red circle").argument["sampler"] == "stochastic"
-    assert opened(student, steps=1).settings == SamplingSettings(1, "stochastic")
-
-
-def test_guidance_of_a_student_is_refused(student):
-    with pytest.raises(SettingError, match="sample.guidance=3.*guidance 2.5 distilled into its weights"):
-        opened(student, guidance=3.0)
-
-
-def test_a_model_that_says_nothing_takes_four_guided_steps():
-    assert opened(SHIPPED).settings == SamplingSettings(4, guidance=3.0)
-
-
-# -- a saved model --------------------------------------------------------------------------------------------------
+# -- a saved model ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::eval.metrics.fid.RankDeficientWarning")
@@ -174,50 +148,46 @@ def test_every_number_says_how_it_was_made(ran):
     assert (fid.n, fid.reference_n, fid.made_with["split"]) == (N, REAL, "validation")
     assert fid.made_with["data_fingerprint"] == results.data["fingerprint"]
     assert any("rank deficient" in flag for flag in fid.flags)
-    assert results.model["nfe"] == opened(SHIPPED).settings.evaluations and results.model["parameters"]["generator"] > 0
+    assert results.model["nfe"] == 8 and results.model["parameters"]["generator"] > 0
+    assert list(results.seconds) == ["quality", "alignment", "skills", "duplicates"]
+    assert results.command == f"python -m eval {MODEL} measure=smoke track=none out=ran"
+    assert results.settings["measure.samples"] == N and results.hardware["torch"] == torch.__version__
 
 
 def test_the_folder_has_all_files_and_a_row_an_image(ran):
     assert all((ran / name).is_file() for name in FILES)
-    with open(ran / "per_image.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(ran)
     assert [sum(row["set"] == name for row in rows) for name in ("main", "heldout", "trained")] == [N, FEWER, FEWER]
+    skills = [f"right_{name}" for name in ("colour", "shape", "size", "position", "background", "count", "all")]
+    copies = ["nearest_cosine", "training_index", "nearest_l2", "flagged"]
+    assert list(rows[0]) == ["set", "index", "caption", "cosine", "heldout", *skills, *copies]
+    assert [row["index"] for row in rows] == [str(i) for count in (N, FEWER, FEWER) for i in range(count)]
     cosines = [float(row["cosine"]) for row in rows if row["set"] == "main"]
-    assert 100 * np.mean(cosines) == pytest.approx(read_results(ran).details["alignment"]["mean_cosine"] * 100)
+    assert np.mean(cosines) == pytest.approx(read_results(ran).details["alignment"]["mean_cosine"])
     assert all(row["heldout"] == "1" for row in rows if row["set"] == "heldout")
     page, text = (ran / "index.html").read_text(), (ran / "report.md").read_text()
     assert page.count("<figure>") == N and "duplicates.html" in page and "rank deficient" in page
-    for word in ("CLIP score", "held-out", "seed 0", f"model={SHIPPED}"):
+    for word in ("CLIP score", "held-out", "seed 0", MODEL):
         assert word in page and word in text
 
 
-def test_mlflow_has_the_numbers_the_settings_and_the_files(ran):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{Path('store.db').resolve()}")
-    experiment = client.get_experiment_by_name("evaluation")
-    (run,) = client.search_runs([experiment.experiment_id])
-    fid = read_results(ran).numbers["fid/shapes"]
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["fid/shapes"] == pytest.approx(fid.value)
-    assert run.data.metrics["fid_se/shapes"] == pytest.approx(fid.standard_error)
-    assert run.data.params["measure.samples"] == str(N) and run.data.tags["judge"] == "shapes"
-    assert run.data.tags["model_fingerprint"] == opened(SHIPPED).fingerprint
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == set(FILES)
-
-
-def test_a_second_call_makes_no_image(ran, monkeypatch, capsys):
-    def refuse(*_):
-        raise AssertionError("images were made again")
+def test_a_second_call_makes_no_image_and_asks_no_judge(ran, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise AssertionError("made again")
 
     monkeypatch.setattr(IrisModel, "generate", refuse)
-    assert main([f"model={SHIPPED}", *QUICK, "out=again"]) == 0
-    assert numbers_of("again") == numbers_of(ran)
-    assert "made by an earlier command" in capsys.readouterr().out
+    monkeypatch.setattr("eval.stages.judging.load_judge", refuse)
+    assert main([MODEL, *QUICK, "out=again"]) == 0
+    first, again = read_results(ran), read_results("again")
+    assert again.numbers == first.numbers and again.details == first.details and again.per_image == first.per_image
+    assert again.model == first.model
+    assert "is finished, taken as it is" in capsys.readouterr().out
+    for name in ("duplicates.html", "per_image.csv"):
+        assert (Path("again") / name).read_bytes() == (ran / name).read_bytes()
 
 
 def test_other_sampling_makes_other_images_in_another_folder(ran):
-    words = [f"model={SHIPPED}", *QUICK, "sample.steps=1", "sample.guidance=1", "measure.what=quality"]
+    words = [MODEL, *QUICK, "sample.steps=1", "sample.guidance=1", "measure.what=quality"]
     before = set(Path("eval_results").glob("*"))
     assert main(words) == 0
     (place,) = set(Path("eval_results").glob("*")) - before
@@ -226,32 +196,27 @@ def test_other_sampling_makes_other_images_in_another_folder(ran):
     assert found.model["nfe"] == 1 and found.numbers["fid/shapes"].value > numbers_of(ran)["fid/shapes"]
 
 
-def test_images_go_on_where_they_were_stopped(tmp_path):
-    captions = WORLDS["shapes"].draw("train", 10, 3).captions
-    calls = []
+def test_results_of_other_settings_never_share_a_folder():
+    results = Results("x", {"fingerprint": "1", "sampling": {}}, {}, {})
 
-    class Stopping(IrisModel):
-        stop = True
+    def folder(*words):
+        return folder_of(TREE.build(["model=x", *words]), results)
 
-        def generate(self, captions, seed, first):
-            calls.append(first)
-            if self.stop and first == 8:
-                raise KeyboardInterrupt
-            return super().generate(captions, seed, first)
-
-    subject = Stopping(str(SHIPPED), sample_settings(steps=1), "float32", "cpu")
-    with pytest.raises(KeyboardInterrupt):
-        make_samples(subject, captions, 10, 0, tmp_path, lambda done, total: None)
-    subject.stop = False
-    made = make_samples(subject, captions, 10, 0, tmp_path, lambda done, total: None)
-    assert calls == [0, 4, 8, 8] and not made.cached
-    whole = opened(SHIPPED, steps=1, batch=10).generate(captions, 0, 0)
-    assert int((torch.as_tensor(made.images).int() - whole.int()).abs().max()) <= 1  # batch sizes round differently
-    again = make_samples(subject, captions, 10, 0, tmp_path, lambda done, total: None)
-    assert again.cached and again.sha256 == made.sha256 and np.array_equal(again.images, made.images)
+    usual = folder()
+    for word in (
+        "measure.samples=5",
+        "seed=1",
+        "measure.latency.batches=8",
+        "measure.caps.megabytes=900",
+        "device=auto",
+    ):
+        assert folder(word) != usual
+    for word in ("threads=1", "sample.batch=3", "runs_dir=y", "name=y", "model=y", "track=none"):
+        assert folder(word) == usual
+    assert folder("out=here") == Path("here")
 
 
-# -- stored images --------------------------------------------------------------------------------------------------
+# -- stored images ----------------------------------------------------------------------------------------------------
 
 
 def test_a_models_images_in_a_folder_give_its_numbers(ran, pictures):
@@ -265,47 +230,37 @@ def test_a_models_images_in_a_folder_give_its_numbers(ran, pictures):
     assert "images_seed" not in results.numbers["fid/shapes"].made_with
 
 
-def test_an_array_file_gives_the_same_numbers_as_the_folder(made, pictures):
+def test_an_array_file_gives_the_same_numbers_as_the_folder(ran, made):
     images, captions = made
     np.savez("array.npz", images=images.numpy(), captions=np.asarray(captions))
-    floats = (to_float(images)).numpy()
-    np.save("floats.npy", floats)
+    np.save("floats.npy", to_float(images).numpy())
     assert main(["model=array.npz", *QUICK, "out=array"]) == 0
     assert main(["model=floats.npy", *QUICK, "measure.what=quality", "out=floats"]) == 0
-    array = numbers_of("array")
-    assert "clip_score/shapes" in array
+    array, model = numbers_of("array"), numbers_of(ran)
+    assert array["clip_score/shapes"] == pytest.approx(model["clip_score/shapes"], rel=1e-5)
     for name, value in numbers_of("floats").items():
-        assert value == pytest.approx(array[name], rel=1e-9)
+        assert value == pytest.approx(array[name], rel=1e-9) == pytest.approx(model[name], rel=1e-5)
 
 
-def test_captions_go_to_images_in_natural_order(tmp_path):
-    for i in (1, 2, 10):
-        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    (tmp_path / "captions.txt").write_text("one\ntwo\nten\n")
-    subject = opened(tmp_path)
-    assert subject.captions == ["one", "two", "ten"] and subject.size == (16, 16)
-    assert subject.generate([None] * 3, 0, 0)[:, 0, 0, 0].tolist() == [1, 2, 10]
-    (tmp_path / "captions.txt").unlink()
-    (tmp_path / "metadata.csv").write_text('file_name,text\n10.png,"ten, at last"\n1.png,one\n2.png,two\n')
-    assert opened(tmp_path).captions == ["one", "two", "ten, at last"]
+def test_captions_that_were_changed_are_scored_anew(made):
+    images, captions = made
+    for name, texts in (("right", captions), ("wrong", [*captions[1:], captions[0]])):
+        np.savez("relabelled.npz", images=images.numpy(), captions=np.asarray(texts))
+        assert main(["model=relabelled.npz", *QUICK, "measure.what=alignment,skills", f"out={name}"]) == 0
+    right, wrong = numbers_of("right"), numbers_of("wrong")
+    assert all(wrong[name] < right[name] for name in ("clip_score/shapes", "accuracy_colour/shapes"))
 
 
 def test_what_is_not_possible_is_left_out_with_the_reason(pictures, tmp_path, capsys):
     for i in range(10):
         Image.open(pictures / f"{i:03d}.png").save(tmp_path / f"{i}.jpg")
     assert main([f"model={tmp_path}", *QUICK, "measure.samples=null", "out=bare"]) == 0
-    results = read_results("bare")
-    assert {name.partition("/")[0] for name in results.numbers} == {
-        "fid",
-        "kid",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-    }
+    results, said = read_results("bare"), capsys.readouterr().out
+    found = {name.partition("/")[0] for name in results.numbers}
+    assert found == {"fid", "kid", "precision", "recall", "density", "coverage"}
     assert set(results.not_measured) == {"alignment", "skills", "duplicates"}
-    assert "have no captions" in results.not_measured["alignment"]
-    assert "stored with loss" in results.notes[0] and "no alignment: " in capsys.readouterr().out
+    assert "have no captions" in results.not_measured["alignment"] and "no alignment: " in said
+    assert "stored with loss" in results.notes[0] and "note: 10 of 10 images are stored with loss" in said
 
 
 def test_any_clip_scores_free_captions(tmp_path):
@@ -318,15 +273,12 @@ def test_any_clip_scores_free_captions(tmp_path):
         *QUICK,
         "measure.samples=null",
         "data=folder",
-        f"data.path={tmp_path}",
+        f"data.path={captioned(tmp_path / 'real', 2, 40)}",
         "data.size=40",
         "judge=clip",
         f"judge.weights={judge}",
-        "judge.prefix='A photo depicts '",
+        "judge.prefix=A photo depicts ",
     ]
-    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
-    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
-    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a dog\n1.png,two dogs\n")
     assert main([*words, "out=dogs"]) == 0
     results = read_results("dogs")
     assert set(results.numbers) == {"clip_score/clip"}
@@ -334,41 +286,28 @@ def test_any_clip_scores_free_captions(tmp_path):
     assert "56x40 pixels" in results.not_measured["quality"]
     number = results.numbers["clip_score/clip"]
     loaded = load_judge("clip", weights=str(judge), prefix="A photo depicts ")
-    wanted = 100 * loaded.similarity(to_float(torch.from_numpy(images)), captions).clamp_min(0)
-    assert number.value == pytest.approx(float(wanted.mean()), abs=1e-4)
+    wanted = loaded.similarity(to_float(torch.from_numpy(images)), captions)
+    assert number.value == pytest.approx(100 * float(wanted.clamp_min(0).mean()), abs=1e-4)
+    assert [float(row["cosine"]) for row in rows_of("dogs")] == pytest.approx(wanted.tolist(), abs=1e-5)
     assert number.made_with["prefix"] == "A photo depicts " and number.made_with["judge_sha256"] == loaded.sha256
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    """No socket connects and no name is looked up."""
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.metrics.fid.RankDeficientWarning"
+)
+def test_judge_inception_measures_images_that_are_there(made, tmp_path, monkeypatch):
+    """From the archive's file to the report, by weights of the published form with other values, without a network."""
 
     def refuse(*_, **__):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-
-
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.metrics.fid.RankDeficientWarning"
-)
-def test_judge_inception_measures_images_that_are_there(made, tmp_path, offline):
-    """From the archive's file to the report, by weights of the published form with other values."""
     images, captions = (part[:12] for part in made)
     np.savez("twelve.npz", images=images.numpy(), captions=np.asarray(captions))
     weights = inception_archive(tmp_path / "inception-2015-12-05.pt")
-    words = [
-        "model=twelve.npz",
-        *QUICK,
-        "measure.samples=null",
-        "measure.what=quality",
-        "measure.reference=16",
-        "judge=inception",
-        f"judge.weights={weights}",
-        "out=inception",
-    ]
-    assert main(words) == 0
+    words = ["measure.samples=null", "measure.what=quality", "measure.reference=16", f"judge.weights={weights}"]
+    assert main(["model=twelve.npz", *QUICK, "judge=inception", *words, "out=inception"]) == 0
     results, judge = read_results("inception"), load_judge("inception", weights=str(weights))
     real = extract_features(judge, WORLDS["shapes"].draw("validation", 16, 0).images)
     wanted, error = frechet_jackknife(extract_features(judge, images).values, real.values, 6)
@@ -380,201 +319,23 @@ def test_judge_inception_measures_images_that_are_there(made, tmp_path, offline)
     assert "FD-Inception (unverified weights)" in Path("inception/report.md").read_text()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_judge_clip_vit_b32_scores_images_that_are_there(made, tmp_path, offline):
-    """From an archive of ViT-B/32's real shape and format, of 151 million random weights, to the report."""
-    import open_clip
-
-    images, captions = (part[:8] for part in made)
-    np.savez("eight.npz", images=images.numpy(), captions=np.asarray(captions))
-    network = clip_network(open_clip.get_model_config("ViT-B-32-quickgelu"))
-    weights = openai_archive(network, tmp_path / "ViT-B-32.pt")
-    try:
-        assert (
-            main(
-                [
-                    "model=eight.npz",
-                    *QUICK,
-                    "measure.samples=null",
-                    "measure.what=alignment",
-                    "judge=clip_vit_b32",
-                    f"judge.weights={weights}",
-                    "out=clip",
-                ]
-            )
-            == 0
-        )
-        judge = load_judge("clip_vit_b32", weights=str(weights))
-    finally:
-        weights.unlink()
-    number = read_results("clip").numbers["clip_score/clip_vit_b32"]
-    cosines = 100 * judge.similarity(to_float(images), captions).clamp_min(0)
-    prompts = [cosines[[other == caption for other in captions]].mean() for caption in dict.fromkeys(captions)]
-    assert number.value == pytest.approx(float(torch.stack(prompts).mean()), abs=1e-3)
-    assert (number.n, number.made_with["judge_sha256"]) == (8, judge.sha256)
-    with open("clip/per_image.csv", newline="") as file:
-        assert [100 * max(0.0, float(row["cosine"])) for row in csv.DictReader(file)] == pytest.approx(
-            cosines.tolist(), abs=1e-3
-        )
+# -- diffusers --------------------------------------------------------------------------------------------------------
 
 
-# -- what images are made anew for ----------------------------------------------------------------------------------
-
-
-SHAPE = {
-    "channels": 12,
-    "text_width": 16,
-    "dim": 16,
-    "heads": 2,
-    "prelude": 1,
-    "core": 1,
-    "coda": 1,
-    "iterations": 1,
-    "ffn_ratio": 2.0,
-    "mixer": "identity",
-}
-
-
-@pytest.fixture
-def parts(tmp_path, monkeypatch):
-    """A model whose CLIP and autoencoder lie in folders of their own, named by its config.json."""
-    from diffusers import AutoencoderKL
-
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "iris"))
-    from small_clip import save_clip
-
-    def save(seed):
-        save_clip(tmp_path / "clip", seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            AutoencoderKL(
-                block_out_channels=(8, 8),
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=4,
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-            ).save_pretrained(tmp_path / "vae")
-
-    save(0)
-    text, latent = CLIPText(str(tmp_path / "clip")), build_latent("pretrained", source=str(tmp_path / "vae"))
-    model = initialise(TextToLatent(text, Generator(GeneratorConfig(**SHAPE | {"channels": 4}))), 0)
-    IrisPipeline(model, latent, "pretrained", {"source": str(tmp_path / "vae")}, 16).save(tmp_path / "model")
-    return save
-
-
-def test_parts_that_lie_elsewhere_count_by_what_they_are(parts, tmp_path):
-    from small_clip import save_clip
-
-    def images(name):
-        folder, subject = tmp_path / "samples", opened(tmp_path / name, steps=1)
-        made = make_samples(subject, ["red", "ice"], 2, 0, folder, lambda done, total: None)
-        return subject.fingerprint, made
-
-    first, made = images("model")
-    assert images("model")[1].cached
-    for part in ("clip", "vae"):  # where they lie does not count
-        shutil.copytree(tmp_path / part, tmp_path / f"moved {part}")
-    config = (tmp_path / "model" / "config.json").read_text()
-    save_clip(tmp_path / "clip", seed=1)
-    other, text = images("model")
-    assert other != first and not text.cached
-    parts(1)
-    third, vae = images("model")
-    assert third not in (first, other) and not vae.cached and vae.sha256 != made.sha256
-    for name in ("clip", "vae"):
-        shutil.rmtree(tmp_path / name)
-        shutil.copytree(tmp_path / f"moved {name}", tmp_path / name)
-    assert images("model")[1].cached and (tmp_path / "model" / "config.json").read_text() == config
-
-
-def test_another_sampler_in_the_code_makes_images_anew(tmp_path, monkeypatch):
-    def made():
-        return make_samples(opened(SHIPPED, steps=1), ["a red circle"], 1, 0, tmp_path, lambda done, total: None)
-
-    fingerprint = opened(SHIPPED).fingerprint
-    assert not made().cached and made().cached
-    monkeypatch.setattr(iris_model, "_package_digest", lambda: "other sources")
-    assert not made().cached and opened(SHIPPED).fingerprint == fingerprint  # the model's files are the same
-
-
-def test_pixels_of_a_broken_decoder_are_not_measured(tmp_path, capsys):
-    """Neither NaN, which would be black, nor infinities, which would be clipped."""
-    for value in (math.nan, math.inf):
-        text = WordEncoder(Vocabulary(["red"], 4), 16, layers=1)
-        model = initialise(TextToLatent(text, Generator(GeneratorConfig(**SHAPE | {"channels": 4}))), 0)
-        options = {"levels": 1, "stages": 0, "channels": 4, "width": 8}
-        latent = initialise(build_latent("wavelet_vae", **options), 0)
-        with torch.no_grad():
-            for parameter in latent.decoder.parameters():
-                parameter.fill_(value)
-        IrisPipeline(model, latent, "wavelet_vae", options, 32).save(tmp_path / str(value))
-        words = [f"model={tmp_path / str(value)}", *QUICK, "measure.what=quality", f"out={tmp_path / 'out'}"]
-        assert main(words) == 2
-        said = capsys.readouterr().err
-        assert f"model={tmp_path / str(value)}: the decoder gave values that are not finite in float32" in said
-        assert read_results(tmp_path / "out").numbers == {} and not list(
-            Path().rglob("runs/eval/samples/nan-*/about.json")
-        )
-
-
-# -- diffusers ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def diffusers(tmp_path_factory):
-    return save_diffusers(tmp_path_factory.mktemp("diffusers") / "tiny-sd")
-
-
-def test_a_diffusers_pipeline_is_measured(diffusers):
-    words = [
-        f"model={diffusers}",
-        *QUICK,
-        "measure.what=quality,alignment",
-        "measure.samples=10",
-        "sample.steps=2",
-        "sample.batch=5",
-        "out=diffusers",
-    ]
-    assert main(words) == 0
+def test_a_diffusers_pipeline_is_measured(tmp_path):
+    words = ["measure.what=quality,alignment", "measure.samples=10", "sample.steps=2", "sample.batch=5"]
+    assert main([f"model={save_diffusers(tmp_path / 'tiny-sd')}", *QUICK, *words, "out=diffusers"]) == 0
     results = read_results("diffusers")
     assert results.model["kind"] == "diffusers" and results.model["size"] == [SIZE, SIZE] and results.model["nfe"] == 4
-    assert results.model["sampling"] == {
-        "pipeline": "StableDiffusionPipeline",
-        "scheduler": "DDIMScheduler",
-        "steps": 2,
-        "guidance": 7.5,
-        "height": SIZE,
-        "width": SIZE,
-    }
     assert set(results.model["parameters"]) == {"unet", "vae", "text_encoder"}
     assert results.numbers["fid/shapes"].n == 10 and results.numbers["fid/shapes"].made_with["sampling"]["steps"] == 2
 
 
-def test_its_images_depend_on_seed_and_number_alone(diffusers):
-    captions = [f"a red circle {i}" for i in range(6)]
-    whole = opened(diffusers, steps=1).generate(captions, 0, 0)
-    part = opened(diffusers, steps=1, batch=2).generate(captions[3:], 0, 3)
-    assert int((whole[3:].int() - part.int()).abs().max()) <= 1  # batch sizes round differently
-    other = opened(diffusers, steps=1).generate(captions, 1, 0)
-    assert float((whole.float() - other.float()).abs().mean()) > 1
-
-
-def test_its_networks_are_its_parts(diffusers):
-    from eval.subjects.diffusers_measuring import load_for_measuring
-
-    loader = opened(diffusers, steps=3).loader("a red circle", parts=True)
-    generate = load_for_measuring(loader.given(batch=2).argument)
-    assert {name: part.count for name, part in generate.parts.items()} == {"text_encoder": 2, "unet": 3, "vae": 1}
-    assert generate.weights_bytes == sum(part.weights_bytes for part in generate.parts.values())
-    assert generate.parts["vae"]()[0].shape == (2, 3, SIZE, SIZE) and generate().shape == (2, SIZE, SIZE, 3)
-
-
-# -- speed and memory -----------------------------------------------------------------------------------------------
+# -- speed and memory -------------------------------------------------------------------------------------------------
 
 
 def test_latency_memory_and_caps_of_a_model():
-    assert main([f"model={SHIPPED}", *QUICK, "measure.what=latency,memory,caps", "sample.steps=1", "out=speed"]) == 0
+    assert main([MODEL, *QUICK, "measure.what=latency,memory,caps", "sample.steps=1", "out=speed"]) == 0
     results = read_results("speed")
     assert {
         "latency_ms/batch_1",
@@ -585,25 +346,28 @@ def test_latency_memory_and_caps_of_a_model():
     } <= set(results.numbers)
     latency = results.numbers["latency_ms/batch_1"]
     assert latency.low <= latency.value <= latency.high and latency.n == 2 and latency.made_with["threads"] == 1
+    assert latency.made_with["sampling"]["steps"] == 1 and latency.made_with["device"] == "cpu"
     size = sum(file.stat().st_size for file in SHIPPED.glob("*.safetensors")) / 1e6
     assert results.numbers["weights_mb"].value == pytest.approx(size, rel=0.02)
     whole = next(one for one in results.details["caps"]["runs"] if one["scope"] == "process")
-    assert (whole["cap_mb"], whole["held"]) == (4000, True) and results.judge == {}
+    assert (whole["cap_mb"], whole["held"]) == (4000, True) and results.judge == {} and results.per_image == []
     verdicts = {one["name"]: one["verdict"] for one in results.details["targets"]}
     assert verdicts["memory"] == "pass" and verdicts["latency"] == "needs the device"
     assert "Hard caps" in Path("speed/index.html").read_text()
 
 
-# -- settings and data ----------------------------------------------------------------------------------------------
+def test_a_measuring_process_that_fails_leaves_the_other_results(capsys):
+    words = ["measure.what=alignment,latency,caps", "measure.timeout=0.001", "sample.steps=1", "out=late"]
+    assert main([MODEL, *QUICK, *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: latency failed: ") and "; caps failed: " in said and said.count("\n") == 1
+    assert "the other results: late" in said
+    results = read_results("late")
+    assert set(results.numbers) == {"clip_score/shapes"} and set(results.not_measured) == {"latency", "caps"}
+    assert "failed: " in results.not_measured["latency"] and Path("late/index.html").is_file()
 
 
-def test_every_option_of_every_group_composes():
-    assert set(COMPOSER.options("data")) == {*KINDS, *READY} and set(COMPOSER.options("judge")) == set(JUDGES)
-    for group in COMPOSER.groups:
-        for option in COMPOSER.options(group):
-            assert settings_of([f"{group}={option}", "model=x"]).model == "x"
-    assert settings_of(["model=x", "measure=full"]).measure.what == list(WHAT)
-    assert settings_of(["model=x", "measure.what=skills,caps"]).measure.what == ["skills", "caps"]
+# -- data -------------------------------------------------------------------------------------------------------------
 
 
 def test_attributes_are_read_from_captions():
@@ -614,14 +378,14 @@ def test_attributes_are_read_from_captions():
         assert attributes_of(world, [*drawn.captions, "a dog"]) is None
 
 
-def test_a_folder_of_real_images_is_a_reference(made, pictures):
-    settings = settings_of([f"model={SHIPPED}", "data=folder", f"data.path={pictures}", "data.validation=20"])
-    data = open_data(settings.data, 32)
+def test_a_folder_of_real_images_is_a_reference(pictures):
+    settings = TREE.build(["data=folder", f"data.path={pictures}", "data.validation=20"])
+    data = open_data(settings.data, "validation", 32)
     assert not isinstance(data, DrawnWorld)
     rows = list(data.rows("validation"))
     assert sum(len(part.captions) for part in rows) == 20 and rows[0].images.shape[1:] == (32, 32, 3)
     words = [
-        f"model={SHIPPED}",
+        MODEL,
         *QUICK,
         "data=folder",
         f"data.path={pictures}",
@@ -636,55 +400,20 @@ def test_a_folder_of_real_images_is_a_reference(made, pictures):
     results = read_results("folder")
     assert results.numbers["fid/shapes"].reference_n == 20
     assert (results.details["duplicates"]["training_n"], results.details["duplicates"]["heldout_n"]) == (N - 20, 20)
-    assert main(words) == 0  # the number of rows and the features are found again
-    assert numbers_of("folder") == {name: number.value for name, number in results.numbers.items()}
 
 
-# -- bad input ------------------------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory):
     """Folders and files with one thing wrong each."""
     root = tmp_path_factory.mktemp("bad")
-
-    def folder(name, sizes=((32, 32),) * 10, mode="RGB", **files):
-        place = root / name
-        place.mkdir()
-        for i, size in enumerate(sizes):
-            Image.new(mode, size).save(place / f"{i}.png")
-        for file, text in files.items():
-            (place / file.replace("_", ".")).write_text(text)
-
-    rows = [json.dumps({"file_name": f"{i}.png", "text": "a"}) for i in range(10)]
-    (root / "empty").mkdir()
-    folder("none", (), metadata_csv="file_name,text\n")
-    folder("captioned", metadata_jsonl="\n".join(rows) + "\n")
-    folder("one", ((32, 32),))
-    folder("sizes", ((32, 32),) * 9 + ((32, 40),))
-    folder("grey", mode="L")
-    folder("few", captions_txt="a\n" * 9)
-    folder("lacking", metadata_jsonl="\n".join(rows[:8]))
-    folder("missing", metadata_jsonl="\n".join([*rows, '{"file_name": "99.png", "text": "a"}']))
-    folder("columns", metadata_csv="name,caption\n0.png,a\n")
-    folder("wide", ((48, 32),) * 10)
-    folder("large", ((64, 64),) * 10)
-    folder("broken")
-    (root / "broken" / "3.png").write_bytes(b"no picture")
-    pixels = np.zeros((10, 3, 32, 32), np.float32)
-    np.save(root / "range.npy", pixels + 2)
-    pixels[4, 0, 5, 5] = np.nan
-    np.save(root / "nan.npy", pixels)
-    np.savez(root / "pickled.npz", images=np.asarray([None], object))
+    captioned(root / "dogs", 10)
+    (root / "grey").mkdir()
+    Image.new("L", (32, 32)).save(root / "grey" / "0.png")
     save_file({"a": torch.zeros(2)}, root / "other.safetensors")
-    (root / "pipeline").mkdir()
-    (root / "pipeline" / "config.json").write_text("{}")
-    (root / "sd").mkdir()
-    (root / "sd" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     return root
-
-
-MODEL = f"model={SHIPPED}"
 
 
 @pytest.mark.parametrize(
@@ -692,89 +421,31 @@ MODEL = f"model={SHIPPED}"
     [
         ([], ["model is missing"]),
         (["model=nowhere"], ["model=nowhere", "no such folder or array file"]),
-        (["model=owner/name"], ["kind=iris or kind=diffusers"]),
-        (["model=owner/name", "kind=diffusers"], ["model=owner/name", "neither a folder nor a pipeline"]),
-        (["model={bad}/empty"], ["expected a saved model (config.json)"]),
-        (["model={bad}/none"], ["no images in the folder"]),
         (
-            ["model={bad}/one", "measure.what=quality"],
-            ["quality is not possible", "at least 8 images are needed", "has 1"],
+            ["model=text-0123456789ab"],
+            ["model='text-0123456789ab' is neither a finished stage in runs/stages nor a folder"],
         ),
-        (["model={bad}/sizes"], ["the images differ in size", "9 of 32x32, 1 of 32x40"]),
         (["model={bad}/grey"], ["0.png has the colour mode L", "RGB"]),
-        (["model={bad}/few"], ["captions.txt has 9 lines for 10 images"]),
-        (["model={bad}/lacking"], ["captions: metadata.jsonl has none for 2 of 10 images: 8.png, 9.png"]),
-        (["model={bad}/missing"], ["names 1 images that are not there: 99.png"]),
-        (["model={bad}/columns"], ["row 1: file_name and text are needed", "name, caption"]),
-        (["model={bad}/broken"], ["3.png", "not a picture"]),
-        (["model={bad}/wide", "measure.what=quality"], ["48x32 pixels and the real ones 32x32", "data.size"]),
-        (["model={bad}/large", "data.size=32", "measure.what=quality"], ["64x64 pixels and the real ones 32x32"]),
-        (["model={bad}/nan.npy"], ["1 of 10 hold pixels that are not finite", "number 4"]),
-        (["model={bad}/range.npy"], ["must lie in [-1, 1]"]),
-        (["model={bad}/pickled.npz"], ["cannot be read as an array"]),
-        (["model={bad}/pipeline"], ["model.safetensors is missing"]),
-        (["model={bad}/sd"], ["not a pipeline that diffusers can load"]),
-        (["model={bad}/grey", "kind=iris"], ["config.json is missing"]),
-        ([MODEL, "kind=onnx"], ["kind='onnx'", "iris, exported, diffusers, images"]),
-        ([MODEL, "judge=oracle"], ["judge='oracle'", "clip_vit_b32"]),
+        (["model={bad}/dogs", "measure.samples=11"], ["measure.samples=11", "holds 10 images"]),
         ([MODEL, "judge=inception", "judge.weights={bad}/no.pt"], ["judge.weights", "is no file"]),
+        # which only shows when it is loaded
         ([MODEL, "judge=inception", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
         ([MODEL, "judge=clip_vit_b32", "judge.weights={bad}/other.safetensors"], ["judge", "other.safetensors"]),
         ([MODEL, "judge.model=ViT-B-32"], ["judge shapes takes no judge.model"]),
-        ([MODEL, "data=shapes2", "data.split=test"], ["data.split='test'", "train, validation, heldout, all"]),
+        ([MODEL, "data=shapes2", "measure.split=test"], ["measure.split='test'", "train, validation, heldout, all"]),
+        ([MODEL, "data=folder", "data.path={bad}/dogs", "measure.split=heldout"], ["measure.split='heldout'"]),
         ([MODEL, "data=folder"], ["data.path is needed"]),
-        ([MODEL, "sample.height=64"], ["sample.height means nothing for kind=iris", "sample.steps"]),
+        ([MODEL, "data.validation=0.1"], ["data.validation of the drawn world shapes must be a count"]),
+        (
+            [MODEL, "data=folder", "data.path={bad}/dogs", "measure.split=train", "measure.what=quality"],
+            ["measure.samples=32: split train of data folder has only 9 captions"],
+        ),
         ([MODEL, "sample.sampler=ddim"], ["sample.sampler='ddim'", "euler"]),
         ([MODEL, "measure.what=fid"], ["measure.what='fid'", "quality, alignment"]),
-        ([MODEL, "measure.what=[]"], ["measure.what is empty"]),
-        ([MODEL, "measure.quality.metrics=is"], ["measure.quality.metrics='is'", "fid_infinity"]),
-        (
-            [MODEL, "measure.samples=4", "measure.what=quality"],
-            ["quality is not possible", "at least 8 images", "has 4"],
-        ),
-        (
-            [MODEL, "measure.reference=4", "measure.what=quality"],
-            ["quality is not possible: reference: at least 8 images", "got 4", "measure.reference=4"],
-        ),
-        (
-            [MODEL, "measure.quality.neighbours=40", "measure.samples=32", "measure.what=quality"],
-            ["quality is not possible", "too few for neighbours=40"],
-        ),
-        (
-            [MODEL, "measure.quality.density_neighbours=64", "measure.reference=64", "measure.what=quality"],
-            ["density_neighbours=64 needs at least 65 samples, got 64"],
-        ),
-        (
-            [
-                "model={bad}/captioned",
-                "data=folder",
-                "data.path={bad}/captioned",
-                "data.validation=4",
-                "measure.what=quality",
-            ],
-            ["at least 8 images are needed for all metrics, got 4", "split validation of data folder"],
-        ),
-        (
-            [
-                MODEL,
-                "data=folder",
-                "data.path={bad}/captioned",
-                "data.validation=1",
-                "data.split=train",
-                "measure.samples=4",
-                "measure.what=duplicates",
-            ],
-            ["at least 2 unseen real images are needed", "gives 1"],
-        ),
-        (
-            [MODEL, "measure.duplicates.quantile=0.01", "measure.duplicates.heldout=64", "measure.what=duplicates"],
-            ["at least 100 unseen real images are needed, measure.duplicates.heldout=64", "gives 64"],
-        ),
-        ([MODEL, "measure.latency.batches=[0]"], ["measure.latency.batches=[0]", "above 0"]),
-        ([MODEL, "measure.caps.method=cgroup"], ["measure.caps.group=None", "measure.caps.method=cgroup"]),
+        ([MODEL, "measure.samples=4", "measure.what=quality"], ["quality is not possible", "at least 8 images"]),
         ([MODEL, "device=cuda"], ["device=cuda", "none on this machine"]),
-        ([MODEL, "track=ftp://host"], ["track=ftp://host", "scheme 'ftp' is unknown"]),
         ([MODEL, "out={bad}/grey"], ["holds other files than results"]),
+        ([MODEL, "out={bad}/other.safetensors"], ["other.safetensors is a file; name a folder"]),
         ([MODEL, "stepz=3"], ["stepz is not a setting"]),
         ([MODEL, "--verbose"], ["--verbose is no option"]),
     ],
@@ -783,10 +454,9 @@ def test_bad_input_is_named_and_nothing_is_computed(words, expected, bad, tmp_pa
     if "device=cuda" in words and torch.cuda.is_available():
         pytest.skip("there is one")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = [word.replace("{bad}", str(bad)) for word in words]
-    given = [] if any(word.startswith(("measure", "--")) for word in words) else ["measure=smoke"]
-    assert main([*words, *given, *([] if any(w.startswith("track") for w in words) else ["track=none"])]) == 2
+    # options stand alone
+    assert main(words if words and words[-1].startswith("--") else [*QUICK, *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
     for part in expected:
@@ -794,17 +464,21 @@ def test_bad_input_is_named_and_nothing_is_computed(words, expected, bad, tmp_pa
     assert not list(tmp_path.rglob("*.npy")) and not (tmp_path / "eval_results").exists()
 
 
-def test_a_measure_that_cannot_be_computed_ends_with_one_line_and_what_came_before(monkeypatch, capsys):
-    def refuse(run):
-        raise ValueError("features: they cannot be computed")
-
-    monkeypatch.setitem(running.MEASURES, "alignment", refuse)
-    words = [MODEL, *QUICK, "measure.what=quality,alignment,skills", "sample.steps=1", "out=half"]
-    assert main(words) == 2
+def test_a_measure_that_cannot_be_computed_ends_with_one_line_and_what_came_before(tmp_path, capsys):
+    """Training pictures that are damaged, which quality never looks at."""
+    place = captioned(tmp_path / "dogs", 24)
+    settings = TREE.build(["data=folder", f"data.path={place}", "data.validation=10"])
+    held = open_data(settings.data, "validation", 32).captions("validation", 10)
+    for i in range(24):
+        if f"a dog {i}" not in held:
+            (place / f"{i}.png").write_bytes(b"no picture")
+    words = ["data=folder", f"data.path={place}", "data.validation=10", "measure.samples=10", "measure.reference=null"]
+    assert main([MODEL, *QUICK, *words, "measure.what=quality,duplicates", "sample.steps=1", "out=half"]) == 2
     said = capsys.readouterr().err
-    assert said == "error: alignment: features: they cannot be computed\n"
+    assert said.startswith("error: data.max_bad allows 1.00% unusable rows") and said.count("\n") == 1
     results = read_results("half")
-    assert "fid/shapes" in results.numbers and results.not_measured["alignment"] == "features: they cannot be computed"
+    assert "fid/shapes" in results.numbers and "data.max_bad allows" in results.not_measured["duplicates"]
+    assert list(results.seconds) == ["quality", "duplicates"]
 
 
 def test_judge_weights_with_another_hash_are_refused(tmp_path, monkeypatch, capsys):
@@ -817,43 +491,41 @@ def test_judge_weights_with_another_hash_are_refused(tmp_path, monkeypatch, caps
     assert str(half) in said and "sha256" in said
 
 
-def test_more_than_is_stored_and_runs_of_stored_images_are_refused(pictures, capsys):
-    assert main([f"model={pictures}", *QUICK, f"measure.samples={N + 1}"]) == 2
-    assert f"measure.samples={N + 1}" in capsys.readouterr().err
-    assert main([f"model={pictures}", *QUICK, "measure.what=latency"]) == 2
-    assert "latency is not possible: kind=images is no model that runs" in capsys.readouterr().err
-    assert main([f"model={pictures}", "track=none", "judge=shapes", "data=shapes2", "measure.what=skills"]) == 2
-    assert "no captions of the drawn world shapes2" in capsys.readouterr().err
+def test_pixels_of_a_broken_decoder_are_not_measured(tmp_path, capsys):
+    """Neither NaN, which would be black, nor infinities, which would be clipped."""
+    for value in (math.nan, math.inf):
+        text = WordEncoder(Vocabulary(["red"], 4), 16, layers=1)
+        model = TextToLatent(text, Generator(GeneratorConfig(channels=4, text_width=16, **SHAPE)))
+        options = {"levels": 1, "stages": 0, "channels": 4, "width": 8}
+        latent = build_latent("wavelet_vae", **options)
+        with torch.no_grad():
+            for parameter in latent.decoder.parameters():
+                parameter.fill_(value)
+        place, out, runs = (tmp_path / f"{name}{value}" for name in ("model", "out", "runs"))
+        IrisPipeline(model, latent, "wavelet_vae", options, 32).save(place)
+        assert main([f"model={place}", *QUICK, "measure.what=quality", f"out={out}", f"runs_dir={runs}"]) == 2
+        said = capsys.readouterr().err
+        assert f"model={place}: the decoder gave values that are not finite in float32" in said
+        assert read_results(out).numbers == {} and not list(runs.glob("stages/images-*/result.json"))
 
 
 def test_a_caption_that_the_model_cannot_read_stops_it_before_any_image(capsys, tmp_path):
-    shape = {
-        "channels": 12,
-        "text_width": 8,
-        "dim": 16,
-        "heads": 2,
-        "prelude": 1,
-        "core": 1,
-        "coda": 1,
-        "iterations": 1,
-        "ffn_ratio": 2.0,
-        "mixer": "identity",
-    }
-    model = initialise(TextToLatent(ClassLabels(["cat", "dog"], 8), Generator(GeneratorConfig(**shape))), 0)
-    IrisPipeline(model, build_latent("haar", levels=1), "haar", {"levels": 1}, 32).save(tmp_path / "classes")
-    assert main([f"model={tmp_path / 'classes'}", *QUICK, "out=classes"]) == 2
+    place = tmp_path / "classes"
+    model = TextToLatent(ClassLabels(["cat", "dog"], 8), Generator(GeneratorConfig(channels=12, text_width=8, **SHAPE)))
+    IrisPipeline(model, build_latent("haar", levels=1), "haar", {"levels": 1}, 32).save(place)
+    assert main([f"model={place}", *QUICK, "out=classes"]) == 2
     assert "not one of the 2 classes" in capsys.readouterr().err and not Path("classes").exists()
-    classes = opened(tmp_path / "classes")
-    classes.check(["dog", "cat"])
     # results without rows, of speed alone, are timed again on a caption that the model can read
-    about = {
-        "path": str(tmp_path / "classes"),
-        "kind": "iris",
-        "dtype": "float32",
-        "device": "cpu",
-        "stored_images": None,
-        "fingerprint": classes.fingerprint,
-    }
-    sample = {f"sample.{name}": value for name, value in vars(sample_settings()).items()}
-    loader = loader_of(SimpleNamespace(model=about, settings=sample, per_image=[]))
-    assert loader.argument["caption"] == "cat" and opened(SHIPPED).example() == "a picture"
+    subject = open_subject(str(place), None, Sample(), "float32", "cpu")
+    about = {"path": str(place), "kind": "iris", "dtype": "float32", "device": "cpu", "stored_images": None}
+    sample = {f"sample.{name}": value for name, value in vars(Sample()).items()}
+    results = Results("x", about | {"fingerprint": subject.fingerprint}, {}, {}, settings=sample)
+    assert loader_of(results).argument["caption"] == "cat"
+
+
+def test_help_and_the_composed_settings_are_shown(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "python -m eval.compare A B" in said and "inception" in said
+    assert main(["--help", "measure"]) == 0 and "measure.duplicates.quantile=null" in capsys.readouterr().out
+    assert main([MODEL, "measure=smoke", "--cfg", "job"]) == 0 and "samples: 32" in capsys.readouterr().out

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from eval.judges import load_judge
-from eval.stages.features import extract_features
 from eval.judges.images import check_images, to_float, to_pixels
+from eval.stages.features import extract_features
 
 
 def pixels(n=3, side=8):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from eval.metrics.bootstrap import REFUSED, bootstrap_interval, jackknife_interval, paired_difference
+from eval.metrics.bootstrap import REFUSED, bootstrap_interval, jackknife_interval, paired_difference, wilson_interval
 from eval.metrics.fid import FeatureStatistics, frechet_distance, frechet_jackknife
 from iris.errors import SettingError
 
@@ -129,3 +129,11 @@ def test_jackknife_interval():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_wilson_interval():
+    low, high = wilson_interval(0.3, 10)  # Brown, Cai & DasGupta 2001: (0.108, 0.603)
+    assert (low, high) == (pytest.approx(0.1078, abs=1e-4), pytest.approx(0.6032, abs=1e-4))
+    assert wilson_interval(1.0, 50)[1] == 1.0 and wilson_interval(0.0, 50)[0] == 0.0
+    with pytest.raises(ValueError, match="accuracy"):
+        wilson_interval(30, 10)

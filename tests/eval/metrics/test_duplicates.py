@@ -12,8 +12,8 @@ from scipy import stats
 from eval.judges import load_judge
 from eval.metrics import duplicates as module
 from eval.metrics.duplicates import find_duplicates, nearest
-from eval.stages.features import extract_features
 from eval.report.duplicates_page import expected_high, write_page
+from eval.stages.features import extract_features
 from iris.data import WORLDS
 
 COPIES, NOISY = range(100, 106), range(200, 206)

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from eval.judges import load_judge
-from eval.judges.train_shapes import as_tensor, spoil
-from eval.metrics.attributes import wilson_interval
 from eval.judges.images import to_float
+from eval.judges.train_shapes import as_tensor, spoil
+from eval.metrics.bootstrap import wilson_interval
 from eval.metrics.objects import count_objects
 from eval.metrics.skills import ABSENT, ALL, NO_IMAGES, NOT_READ, SKILLS, Share, summarise_skills
 from iris.data import WORLDS
@@ -89,11 +89,10 @@ def test_both_objects_count():
     assert found.heldout["colour"] == found.gap["colour"] == NO_IMAGES
 
 
-def test_table_and_json_hold_every_skill():
+def test_json_holds_every_skill():
     named = wanted(SHAPES)
-    found = summarise_skills(SHAPES, named, named)
-    assert len(found.markdown().splitlines()) == 2 + len(SKILLS) + 1 and ABSENT in found.markdown()
-    stored = found.as_dict()
+    stored = summarise_skills(SHAPES, named, named).as_dict()
+    assert list(stored["seen"]) == list(stored["gap"]) == [*SKILLS, ALL]
     assert stored["seen"]["relation"] == ABSENT and set(stored["heldout"]["colour"]) == {"value", "low", "high", "n"}
 
 
@@ -103,8 +102,14 @@ def test_refuses():
         summarise_skills(SHAPES, named, {"colour": named["colour"]})
     with pytest.raises(ValueError, match="predicted"):
         summarise_skills(SHAPES, {"colour": named["colour"]}, named)
-    with pytest.raises(ValueError, match="same N"):
-        summarise_skills(SHAPES, {name: classes[:5] for name, classes in named.items()}, named)
+    for changed in ({name: classes[:5] for name, classes in named.items()}, {**named, "size": named["size"][:, None]}):
+        with pytest.raises(ValueError, match="same N"):
+            summarise_skills(SHAPES, changed, named)
+    none = {name: classes[:0] for name, classes in named.items()}
+    with pytest.raises(ValueError, match="N >= 1"):
+        summarise_skills(SHAPES, none, none)
+    with pytest.raises(ValueError, match="classes must be integers"):
+        summarise_skills(SHAPES, {**named, "size": named["size"].float()}, named)
     with pytest.raises(SettingError, match="colour of world shapes must be in 0..7"):
         summarise_skills(SHAPES, named, {**named, "colour": named["colour"] + 7})
 

@@ -15,11 +15,6 @@ ALLOCATES = [sys.executable, "-S", "-c", f"import time; x = bytearray({NEEDS}_00
 STARTS = [sys.executable, "-S", "-c", "pass"]
 
 
-@pytest.fixture(autouse=True)
-def loaders_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-
-
 @pytest.mark.parametrize("method", ["RLIMIT_DATA", "RLIMIT_AS"])
 def test_a_command_under_caps(method):
     results = caps_held(ALLOCATES, (60, 300), method, baseline=STARTS)

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +7,6 @@ from eval.speed.growth import ALWAYS, NEVER, crossover, fit_exponent, growth_tab
 from eval.speed.workers import Loader
 
 SIZES = (64, 256, 1024, 4096, 16384)
-
-
-@pytest.fixture(autouse=True)
-def loaders_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.3, 2.0])

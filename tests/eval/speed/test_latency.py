@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,6 @@ import pytest
 from eval.speed.latency import Contention, _summary, measure_models, visiting_order
 from eval.speed.process import processor_seconds
 from eval.speed.workers import Loader, Worker, WorkerError, worker_environment
-
-
-@pytest.fixture(autouse=True)
-def loaders_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def test_models_run_in_turn_and_are_told_apart(tmp_path):

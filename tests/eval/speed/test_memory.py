@@ -1,5 +1,4 @@
 import gc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,6 @@ from torch import nn
 from eval.speed.memory import measure_memory
 from eval.speed.probes import ActivationTracker, processor_seconds, resident_mb
 from eval.speed.workers import Loader
-
-
-@pytest.fixture(autouse=True)
-def loaders_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def test_a_known_allocation_is_seen_and_the_parents_is_not():

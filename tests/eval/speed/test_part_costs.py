@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -40,11 +38,6 @@ def iris(tmp_path_factory):
     options = {"levels": 1, "stages": 1, "channels": draws.channels, "width": 16, "decoder": "phone"}
     IrisPipeline(model, initialise(build_latent("wavelet_vae", **options), 0), "wavelet_vae", options, 128).save(folder)
     return Loader("eval.models.loading:load_for_measuring", {"folder": str(folder), "steps": 2})
-
-
-@pytest.fixture(autouse=True)
-def loaders_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def test_a_models_parts_are_timed_beside_the_whole(iris):
