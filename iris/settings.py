@@ -368,9 +368,12 @@ class Tree:
             raise self._unknown(values, key)
 
     def _unknown(self, values: dict[str, Any], key: str) -> SettingError:
-        known, parent = [*flatten(values), *self.words], key.rpartition(".")[0]
-        near = {k for k in known if parent and k.rpartition(".")[0] == parent} or {k.partition(".")[0] for k in known}
-        return SettingError(f"{key} is not a setting{suggestion(key, known)}; allowed: {', '.join(sorted(near))}")
+        known, parent = flatten(values), key.rpartition(".")[0]
+        near = sorted(k for k in known if k.rpartition(".")[0] == parent)
+        if not parent or not near:  # then the groups too
+            near += sorted({*self.words, *(k.partition(".")[0] for k in known)} - {*near})
+        close = suggestion(key, [*known, *self.words])
+        return SettingError(f"{key} is not a setting{close}; allowed: {', '.join(near)}")
 
     # -- telling ------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ablations.session.work import make_shared, run_trial
 from iris.io.tensors import load_tensors
 from iris.stages.latent_cache import CachedLatents
 
-pytestmark = pytest.mark.xdist_group("kill")  # one worker: what the module's fixtures make is shared
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]  # one worker: the fixture is shared
 STEPS, EVERY, PATIENCE = 60, 4, 300.0
 SMALL = (
     "grid=mixers",
