@@ -27,5 +27,7 @@ def speed(folder: str, plan: dict[str, Any]) -> None:
 
 
 def preload() -> None:
-    """Import what the jobs will need."""
+    """Import what the jobs will need: their own code, and what most judges' networks are made of."""
+    import open_clip.model  # noqa: F401
+
     import ablations.session.work  # noqa: F401
