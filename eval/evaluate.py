@@ -29,8 +29,10 @@ from eval.stages.scores import SCORED, Scores
 from eval.subjects import Subject, open_subject
 from iris.errors import SettingError
 from iris.io.command import written
+from iris.io.follower import Follower, following
 from iris.io.hashing import digest
 from iris.io.machine import device_named
+from iris.io.masking import masked
 from iris.io.progress import Progress, waiting
 from iris.settings import facts, flatten
 from iris.stages.engine import Context, Stage, named
@@ -53,6 +55,13 @@ def evaluate(words: Sequence[str], progress: Progress) -> tuple[Results, Path]:
         MeasureFailed: a measuring process failed; what the other measures gave is written.
     """
     settings = TREE.build(words)
+    with following(settings.track, progress.say, uri=settings.track, setting="track") as follower:
+        return _evaluated(settings, words, progress, follower)
+
+
+def _evaluated(
+    settings: Settings, words: Sequence[str], progress: Progress, follower: Follower | None
+) -> tuple[Results, Path]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = device_named(settings.device)
@@ -72,6 +81,9 @@ def evaluate(words: Sequence[str], progress: Progress) -> tuple[Results, Path]:
     failed = _Measuring(run, subject, results, out).take(wanted)
     shown = run.main.images()[:SHOWN] if set(wanted) & set(IMAGES) and run.main.done else None
     write_pages(results, out, shown, run.main.captions)
+    if follower is not None:
+        progress.say(f"sending the results to MLflow; look at runs: {follower.shows}")
+        follower.follow(out)
     if failed:
         raise MeasureFailed(f"{failed} (the other results: {out})")
     return results, out
@@ -188,7 +200,7 @@ def _begun(settings: Settings, run: Evaluation, subject: Subject, words: Sequenc
         _model(subject),
         described(run.data),
         about,
-        settings=flatten(asdict(settings)),
+        settings=flatten(asdict(settings)) | {"track": settings.track and masked(settings.track)},
         hardware=hardware(),
         command=written(words, "eval"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial of a grid after it ran (or failed, or was found finished).
-
-    ``metrics`` uses the names of the table of measures in docs/results.md; ``folder`` holds settings.json, samples.npz
-    and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
-    """
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One trial of a grid before it runs: what is written down of ``ablations.question.plan.Trial``."""
 
     key: str  # hash of what determines the result
     arm: str  # name shared by all seeds of one arm, e.g. "grfm" or "mixer=grfm iterations=8"
     values: dict[str, Any]  # axis -> value, e.g. {"model.mixer": "grfm"}
     seed: int
     baseline: bool
-    state: str  # done | failed
-    cached: bool  # finished before this invocation
     settings: dict[str, Any]
-    metrics: dict[str, float]
-    folder: Path
     curves: tuple[str, ...]  # files of its trainings' curves in the runs folder, the last one its own
     model: str  # folder of its saved model in the runs folder
     matched: str | None = None  # what `match` changed, in words
+
+    @classmethod
+    def of(cls, trial: Any) -> PlannedTrial:
+        """The same of something that has these attributes, a Trial or a TrialRecord."""
+        return cls(**{one.name: getattr(trial, one.name) for one in fields(cls)})
+
+    @property
+    def label(self) -> str:
+        """Name of the trial for people: the arm and its seed."""
+        return f"{self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord(PlannedTrial):
+    """One trial of a grid after it ran (or failed, or was found finished).
+
+    ``metrics`` uses the names of the table of measures in docs/results.md; ``folder`` holds settings.json, samples.npz
+    and, for gated mixers, gates.json. ``error`` is None or {"cause", "message", "traceback", "log"}.
+    """
+
+    state: str  # done | failed
+    cached: bool  # finished before this invocation
+    metrics: dict[str, float]
+    folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
@@ -36,11 +52,6 @@ class TrialRecord:
     def curve(self) -> Path:
         """The file of its own training's curve."""
         return self.folder.parents[1] / self.curves[-1]
-
-    @property
-    def label(self) -> str:
-        """Name of the trial for people: the arm and its seed."""
-        return f"{self.arm}, seed {self.seed}"
 
 
 @dataclass(frozen=True)

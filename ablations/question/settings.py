@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablations.question.track import Track
 from eval import settings as measuring
 from eval.export import Runtime
 from eval.metrics.quality import METRICS
@@ -94,14 +95,6 @@ class Launcher:
         if threads is not None:
             return threads
         return CLUSTER_THREADS if self.name == "slurm" else max(1, (os.cpu_count() or 1) // self.workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Track:
-    """Settings track.*: what MLflow is told, and where it is."""
-
-    uri: str | None = setting(None, "MLflow's tracking URI; null: MLFLOW_TRACKING_URI, or mlflow.db in this folder")
-    models_mb: float = setting(50, "a finished trial's model is logged too, up to this size; 0: none", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

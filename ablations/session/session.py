@@ -193,8 +193,6 @@ class Session:
             if key in self.trials:
                 self.watch.set_place(key, place)
         self.watch.update()
-        for key in self.backend.running() & self.trials.keys() - self.cached:
-            self.tracker.sync(key)
 
     def _ended(self, job: Job, error: dict[str, str] | None) -> None:
         if job.key not in self.trials:

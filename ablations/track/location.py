@@ -1,20 +1,15 @@
-"""Where MLflow's runs go: its tracking URI, checked before anything is computed, and the connection to it."""
+"""Where MLflow's runs go: its tracking URI, checked before anything is computed."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import logging
 import os
-import re
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from iris.errors import SettingError
+from iris.io.masking import masked, secrets
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -54,7 +49,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URI without its password."""
-        return re.sub(r"(://[^:/@]*):[^/@]*@", r"\1:***@", self.uri)
+        return masked(self.uri)
 
     @property
     def is_default(self) -> bool:
@@ -62,10 +57,16 @@ class Location:
         return self.uri == f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
+    def scheme(self) -> str:
+        """Of the URI, without a driver; empty: it is a folder's path."""
+        scheme = self.uri.partition(":")[0].partition("+")[0]
+        return scheme if ":" in self.uri or scheme == "databricks" else ""
+
+    @property
     def file(self) -> Path | None:
         """The file of a sqlite store."""
         path = self.uri.partition("sqlite:///")[2].partition("?")[0]
-        return Path(path) if path and self.uri.startswith("sqlite") else None
+        return Path(path) if path and self.scheme == "sqlite" else None
 
     @property
     def command(self) -> str:
@@ -85,53 +86,21 @@ class Location:
             SettingError: MLflow can never write there: an unknown scheme, no host, a missing or read-only folder, no
                 driver for the database.
         """
-        try:
-            parts = urlsplit(self.uri)
-            scheme, _ = parts.scheme.partition("+")[0], parts.port
-        except ValueError as error:
-            raise self._refused(str(error)) from None
-        plugins = {entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}
-        if scheme in ("", "file") and self.uri != "databricks" and scheme not in plugins:
+        allowed = (*SCHEMES, *sorted({entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}))
+        if self.scheme in DATABASES:
+            self._check_database()
+        elif self.scheme in ("http", "https"):
+            self._check_server()
+        elif self.scheme in ("", "file") and self.scheme not in allowed:
             if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
                 raise self._refused("MLflow no longer writes runs to folders; allowed: sqlite:///mlflow.db, a server")
-        elif self.uri != "databricks" and scheme not in (*SCHEMES, *plugins):
-            raise self._refused(f"scheme {scheme!r} is unknown; allowed: {', '.join((*SCHEMES, *sorted(plugins)))}")
-        if scheme in ("http", "https") and not parts.hostname:
-            raise self._refused(f"no host; expected {scheme}://host:port")
-        if scheme in DATABASES:
-            self._check_database()
+        elif self.scheme not in allowed:
+            raise self._refused(f"scheme {self.scheme!r} is unknown; allowed: {', '.join(allowed)}")
         return self
-
-    def connect(self, experiment: str) -> tuple[Client, str]:
-        """Import MLflow; make the store's tables and the experiment when they are not there.
-
-        Returns:
-            the client, and the experiment's id.
-        """
-        calm_mlflow()
-        from filelock import FileLock
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        # Processes that meet on a missing sqlite file leave it without a part of its tables.
-        with FileLock(f"{self.file}.lock") if self.file else contextlib.nullcontext():
-            if self.file and not self.file.exists():
-                _make_store(self.file)
-            client = Client(MlflowClient(tracking_uri=self.uri))
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                try:
-                    return client, client.create_experiment(experiment, artifact_location=self._artifacts(experiment))
-                except MlflowException:  # another process made it, or an answer was lost
-                    if (found := client.get_experiment_by_name(experiment)) is None:
-                        raise
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return client, found.experiment_id
 
     def explained(self, error: Exception) -> str:
         """One sentence about what MLflow raised, without the password."""
-        text = (str(error).strip() or type(error).__name__).replace(self.uri, self.shown)
+        text = self._without_secrets(str(error).strip() or type(error).__name__)
         if "Connection refused" in text or "NameResolutionError" in text:
             return "nothing answers there"
         if "timed out" in text or "timeout exception" in text:
@@ -143,11 +112,20 @@ class Location:
             )
         return text.splitlines()[0][:300]
 
-    def _artifacts(self, experiment: str) -> str | None:
-        """Where a database's artifacts go: MLflow would take ``mlruns`` in the current folder. A server decides."""
-        if self.uri.split(":")[0].partition("+")[0] not in DATABASES:
+    def artifacts(self, experiment: str) -> str | None:
+        """Where a database's artifacts go: MLflow would take ``mlruns`` in the current folder. None: a server decides."""
+        if self.scheme not in DATABASES:
             return None
         return ((self.file.parent if self.file else self.root) / "mlartifacts" / experiment).as_uri()
+
+    def _check_server(self) -> None:
+        try:
+            host, _ = urlsplit(self.uri).hostname, urlsplit(self.uri).port
+        except ValueError as error:  # of a password with a / in it, the first half is taken for the port
+            why = "its password must be percent-encoded, / as %2F" if secrets(self.uri) else str(error)
+            raise self._refused(why) from None
+        if not host:
+            raise self._refused(f"no host; expected {self.scheme}://host:port")
 
     def _check_database(self) -> None:
         from sqlalchemy.engine import make_url
@@ -158,9 +136,9 @@ class Location:
         except ModuleNotFoundError as error:
             hint = ": install it, or name one that is, as postgresql+psycopg2://" if "psycopg" in str(error) else ""
             raise self._refused(f"the Python package {error.name} is not installed{hint}") from None
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise self._refused(str(error).splitlines()[0]) from None
-        if not self.uri.startswith("sqlite"):
+        if self.scheme != "sqlite":
             return
         if self.file is None or self.file.name == ":memory:":
             raise self._refused("a sqlite store needs a file, as sqlite:///mlflow.db")
@@ -172,24 +150,13 @@ class Location:
             raise self._refused(f"{self.file} cannot be written to")
 
     def _refused(self, why: str) -> SettingError:
-        return SettingError(f"{self.setting}={self.shown}: {why}")
+        return SettingError(f"{self.setting}={self.shown}: {self._without_secrets(why)}")
 
-
-class Client:
-    """An MlflowClient that remembers when a call last came back: a store that answers slowly is no dead one."""
-
-    def __init__(self, client: Any) -> None:
-        self._client, self.answered = client, time.monotonic()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._client, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
-            self.answered = time.monotonic()
-            return result
-
-        return call
+    def _without_secrets(self, text: str) -> str:
+        text = text.replace(self.uri, self.shown)
+        for secret in secrets(self.uri):
+            text = text.replace(secret, "***").replace(unquote(secret), "***")
+        return text
 
 
 def unreachable(error: Exception) -> bool:
@@ -204,31 +171,6 @@ def unreachable(error: Exception) -> bool:
         "error code 503",
     )
     return any(sign in str(error) for sign in signs)
-
-
-def calm_mlflow() -> None:
-    """What must be in place before MLflow is imported; whatever the user set stays."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # else 50 lines of migrations in the live table
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else each model gets a copy of uv.lock
-    # A tracker tries again by itself, and looks first at what the lost call has done; MLflow would repeat it blindly.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _make_store(file: Path) -> None:
-    """A sqlite store with its tables, made beside and renamed: a kill between them leaves what MLflow never opens again."""
-    from mlflow import MlflowClient
-
-    new = file.with_name(f".{file.name}.new")
-    for left in (new, new.with_name(f"{new.name}-journal")):
-        left.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
-    new.replace(file)
 
 
 def _absolute(uri: str, root: Path) -> str:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from iris.errors import SettingError
+from iris.io.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def answer_options(words: list[str], tree: Callable[[], Tree], text: str) -> boo
             if what != "job":
                 raise SettingError(f"--cfg {what}: only 'job' is there to be shown")
             rest = words[:index] + words[index + (1 if "=" in word else 2) :]
-            print(tree().dump(tree().compose(rest)), end="")
+            print(masked(tree().dump(tree().compose(rest))), end="")
             return True
         if word.startswith("-"):
             raise SettingError(f"{word} is no option; allowed: --help, --help GROUP, --cfg job, and key=value settings")
@@ -51,7 +52,7 @@ def failed(error: Exception | str, code: int, who: str = "") -> int:
 
 
 def written(words: Sequence[str], module: str) -> str:
-    """A command line as a shell takes it."""
+    """A command line as a shell takes it, without passwords."""
     import shlex
 
-    return shlex.join(["python", "-m", module, *words])
+    return shlex.join(["python", "-m", module, *map(masked, words)])

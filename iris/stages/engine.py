@@ -44,9 +44,9 @@ class Progress(Protocol):
         """How a training loop goes, from a row of its metrics."""
 
 
-def unobserved(folder: Path) -> contextlib.AbstractContextManager[Callable[[], None]]:
+def unobserved(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Nobody follows the training in ``folder``."""
-    return contextlib.nullcontext(lambda: None)
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Context:
 
     Attributes:
         runs: the runs folder.
-        observe: entered with the folder of a stage while it trains; what it gives is called when there is more in it.
+        observe: entered with the folder of a stage while it trains.
         fingerprints: of data and weights that were looked at once.
     """
 
     runs: Path
     progress: Progress
     processes: Processes = field(default_factory=lambda: Processes("cpu"))
-    observe: Callable[[Path], contextlib.AbstractContextManager[Callable[[], None]]] = unobserved
+    observe: Callable[[Path], contextlib.AbstractContextManager[Any]] = unobserved
     fingerprints: dict[Any, str] = field(default_factory=dict)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iris.errors import SettingError
 from iris.io.pictures import save_grid
-from iris.stages.engine import WEIGHTS, Context, Stage, Work, content_key, unobserved
+from iris.stages.engine import WEIGHTS, Context, Stage, Work, content_key
 from iris.stages.settings import TRAINED_BY, Recipe
 from iris.training.loop import CHECKPOINT, WHOLE, Share, Task, fit
 from iris.training.safety import BatchFacts
@@ -79,14 +79,15 @@ class Trained(Stage):
 
     def fit(self, task: Task, look: Callable[[int], Seen]) -> nn.Module:
         """Train ``task``, seen at each compute.validate_every steps; ends with the averaged weights in its module."""
-        watched, context, progress = Watched(task, look), self.context, self.context.progress
-        with (context.observe if context.processes.first else unobserved)(self.folder) as news:
-
-            def observe(row: dict[str, float]) -> None:
-                progress.training(f"train {self.label}", self.told(row), self.training.batch)
-                news()
-
-            return fit(watched, self.loop, self.folder, observe, watched.facts)
+        watched, progress = Watched(task, look), self.context.progress
+        with self.context.observe(self.folder):
+            return fit(
+                watched,
+                self.loop,
+                self.folder,
+                lambda row: progress.training(f"train {self.label}", self.told(row), self.training.batch),
+                watched.facts,
+            )
 
     def picture(self, name: str, images: np.ndarray, columns: int) -> None:
         """Keep uint8 images [N, H, W, 3] as a grid, in the first process."""

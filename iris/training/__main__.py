@@ -74,10 +74,11 @@ def run(words: Sequence[str]) -> Path:
     """
     import torch
 
+    from iris.io.follower import following
     from iris.io.progress import Progress
     from iris.stages import Context, stage_of
+    from iris.stages.engine import unobserved
     from iris.stages.processes import Processes
-    from iris.stages.tracking import Tracking
     from iris.training.publishing import check_out, publish
 
     if not any(word.startswith("stage=") for word in words):
@@ -87,14 +88,15 @@ def run(words: Sequence[str]) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes = Processes(settings.compute.device)
-    with Progress(quiet=not processes.first) as progress:
-        tracking = Tracking(settings.log, progress.say)
-        stage = stage_of(settings, Context(Path(settings.runs_dir), progress, processes, tracking.observe))
-        missed = tracking.missed(stage)
+    with Progress(quiet=not processes.first) as progress, following(settings.log, progress.say) as follower:
+        observe = follower.observe if follower and processes.first else unobserved
+        stage = stage_of(settings, Context(Path(settings.runs_dir), progress, processes, observe))
         place = stage.make()
-        if processes.first:
-            tracking.tell(missed)
-            place = place if settings.out is None else publish(place, settings.out)
+        if follower and processes.first:
+            for told in follower.catch_up(one.folder for one in stage.chain()):
+                progress.say(f"{told}: MLflow gets what it missed")
+        if processes.first and settings.out is not None:
+            place = publish(place, settings.out)
         progress.say(f"weights   {place}")
         for line in stage.usage(place):
             progress.say(f"use them  {line}")

@@ -210,6 +210,8 @@ def _trial(
         "baseline": arm == baseline,
         "settings": settings,
         "folder": trial,
+        "curves": (f"trials/{key}/metrics.jsonl",),
+        "model": f"trials/{key}/model",
         "matched": None
         if arm == baseline
         else f"model.width {128 + 8 * index} (params {numbers[4]:.2f} M, {0.1 * index:.1f}% off)",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablations.answer.records import GridOutcome, TrialRecord
+from ablations.answer.records import GridOutcome, PlannedTrial, TrialRecord
+from ablations.track.follow import Following
+from ablations.track.journal import Journal
+from ablations.track.location import Location
+from ablations.track.store import Store
+from ablations.track.work import Work
 
 SETTINGS = {
     "seed": 0,
@@ -83,6 +90,8 @@ def make_record(
             "folder": folder,
             "seconds": seconds,
             "environment": {"torch": "2"} if state == "done" else {},
+            "curves": (f"trials/{key}/metrics.jsonl",),
+            "model": f"trials/{key}/model",
             "error": error,
         }
         | others
@@ -108,6 +117,44 @@ def make_outcome(records: list[TrialRecord], **others: Any) -> GridOutcome:
         }
         | others
     )
+
+
+def make_journal(runs: Path, records: list[TrialRecord], **others: Any) -> Journal:
+    """The journal of a driver that planned these trials, and holds it."""
+    journal = Journal.of(runs, others.get("name", "mixers"), [record.key for record in records])
+    assert journal.acquire()
+    journal.plan(make_outcome([], **others), [PlannedTrial.of(record) for record in records], {"seeds": "0, 1"})
+    return journal
+
+
+def tell(work: Work, uri: str, alive: bool = False) -> Work:
+    """Bring a store up to a work, as a process that has just begun."""
+    work.sync(Store(Location.of(uri, work.place.parent)), alive)
+    return work
+
+
+class Command:
+    """A command's ``Following``, in threads of this process, and what it said; ``end`` is the command's end."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.said: list[tuple[str, str]] = []
+        read, write = os.pipe()
+        self.lines = os.fdopen(write, "w", buffering=1)
+        self.following = Following(Store(Location.of(uri, root)), 50.0, lambda *words: self.said.append(words))
+        self.worker = threading.Thread(target=self.following.work, daemon=True)
+        listener = threading.Thread(target=self.following.listen, args=(os.fdopen(read),), daemon=True)
+        for thread in (listener, self.worker):
+            thread.start()
+
+    def follow(self, place: Path) -> None:
+        print(place, file=self.lines)
+
+    def end(self) -> list[str]:
+        self.lines.close()
+        missing = self.following.wait(self.worker)
+        for work in self.following.works:
+            work.lock.release()  # as the end of a process does
+        return missing
 
 
 def runs_of(client: Any, experiment: str = "mixers") -> tuple[list[Any], dict[str, list[Any]]]:

@@ -43,7 +43,13 @@ COMMAND = (
     "track.models_mb=0",
     "measure.latency_rounds=2",
 )
-KINDS = {"ablations.run": "driver", "submitit": "worker or job", "report_process": "report", "eval": "speed"}
+KINDS = {
+    "ablations.run": "driver",
+    "submitit": "worker or job",
+    "report_process": "report",
+    "eval": "speed",
+    "track.follow": "follower",
+}
 
 
 @dataclass

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import tarfile
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import torch
 from forked import ranks, together
 from PIL import Image
 
-from ablations.track import stage_tracking as tracking
 from iris.diffusion.sampling import SamplingSettings
 from iris.io.progress import Progress
 from iris.io.tensors import load_tensors
@@ -360,34 +358,3 @@ def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capf
     assert together(lambda rank: main([*SMALL, *words, "train.batch=15"]), ranks(2)) == [2, 2]
     said = capfd.readouterr().err
     assert said.count("error: ") == 1 and "train.batch=15 must be a multiple of 2: 2 processes" in said
-
-
-def test_rows_and_pictures_go_to_mlflow_when_it_can_be_reached(place, monkeypatch):
-    """The server is down while the stage is trained; the next command that takes the stage sends it, to another store."""
-    from mlflow import MlflowClient
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nothing listens there
-        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
-        lines = train("stage=vae", "seed=5", "log=mlflow")
-    assert sum(dead in line and "nothing answers there" in line for line in lines) == 1
-    folder = next(path for path in place.glob("runs/stages/latent-*") if (path / "tracking.json").exists())
-    assert not (place / "mlflow.db").exists()
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(tracking, "END_SECONDS", 3600.0)  # a busy machine decides nothing
-    missed = "latent wavelet_vae: MLflow gets what it missed"
-    assert missed in train("stage=vae", "seed=5", "log=mlflow")
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
-    assert (run.info.status, run.info.run_name, run.data.params["vae.steps"]) == ("FINISHED", folder.name, "12")
-    for name in ("loss", "images_per_s", "psnr"):
-        points = client.get_metric_history(run.info.run_id, name)
-        assert [(point.step, point.value) for point in points] == [
-            (row["step"], row[name]) for row in logged(folder) if name in row
-        ]
-    pictures = [item.path for item in client.list_artifacts(run.info.run_id, "pictures")]
-    assert pictures == [f"pictures/reconstructions-{step:06d}.png" for step in (6, 12)]
-    assert made(train("stage=vae", "seed=5", "log=mlflow")) == []
-    assert missed not in train("stage=vae", "seed=5", "log=mlflow")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tracked_grid import make_outcome, make_record, runs_of
+from tracked_grid import make_journal, make_outcome, make_record, runs_of, tell
 
-from ablations.track import mlflow_model, tracking
-from ablations.track.mlflow_model import log_model, megabytes
-from ablations.track.tracking import Tracker
+from ablations.track import mlflow_model
+from ablations.track.grid import Grid
+from ablations.track.mlflow_model import SavedModel, log_model
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.latents import build_latent
@@ -53,14 +53,11 @@ def logged(tmp_path_factory: pytest.TempPathFactory):
     for record in records:
         pipeline.save(record.folder / "model")
     (records[1].folder / "model" / "more.bin").write_bytes(b"0" * 3_000_000)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(tracking, "END_SECONDS", 3600.0)  # a busy machine decides nothing
-        tracker = Tracker("mixers", None, root, root / "runs", models_mb=2.0)
-        tracker.start(make_outcome([]), records, [0], {})
-        for record in records:
-            tracker.trial_finished(record)
-        assert tracker.finish(make_outcome(records), None) == []
+    journal = make_journal(root / "runs", records)
+    for record in records:
+        journal.ended(record)
+    journal.closed(make_outcome(records), None, "FINISHED", None)
+    assert tell(Grid(journal.path, models_mb=2.0), f"sqlite:///{root / 'mlflow.db'}").told
     from mlflow import MlflowClient
 
     return root, MlflowClient(f"sqlite:///{root / 'mlflow.db'}"), pipeline
@@ -117,12 +114,13 @@ def test_logging_again_changes_nothing_and_goes_on_where_it_stopped(logged, monk
     (run,) = runs_of(client)[1]["k2"]
     place = tmp_path / "pipeline"
     pipeline.save(place)
-    assert 0 < megabytes(place) < 1
+    saved = SavedModel(place, {"steps": 2}, {"key": "k2"})
+    assert 0 < saved.megabytes < 1
 
     def fail(*args: Any) -> None:
         raise ConnectionError("the server went away")
 
-    arguments = client, run.info.experiment_id, run.info.run_id, place, {"steps": 2}, {"key": "k2"}
+    arguments = client, run.info.experiment_id, run.info.run_id, saved
     with monkeypatch.context() as broken, pytest.raises(ConnectionError):
         broken.setattr(mlflow_model, "_write", fail)
         log_model(*arguments)
