@@ -203,6 +203,10 @@ class _Loader(yaml.SafeLoader):
     """YAML whose words mean what they do in YAML 1.2: "no" and "on" are texts, 1e-3 is a number."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Lists in one line, and in quotes what ``load_yaml`` or another reader would take for something else."""
+
+
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"null|~|", "n~\0"),
@@ -210,7 +214,18 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+# The loader's own takes 010 for octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _list_in_a_line(dumper: yaml.Dumper, value: Sequence[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+
+
+_Dumper.add_representer(list, _list_in_a_line)
+_Dumper.add_representer(tuple, _list_in_a_line)
 
 
 def load_yaml(text: str) -> Any:
@@ -228,20 +243,21 @@ def parse(hint: Any, text: str, name: str) -> Any:
     if text == "null" and type(None) in options:
         return None
     if str in options:
-        return load_yaml(text) if text.startswith("[") and len(options) > 1 and list in options else text
-    try:
-        if dict in options or text.lstrip().startswith(("[", "{")):
-            return load_yaml(re.sub(r":(?=[\[{])", ": ", text))
-        if list in options or tuple in options:
-            return [load_yaml(part.strip()) for part in text.strip("'\"").split(",")] if text else []
-        value = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name}={text}: it cannot be read as a list or map ({_first_line(error)})") from error
+        return text
+    if dict in options or text.lstrip().startswith(("[", "{")):
+        return _read(re.sub(r":(?=[\[{])", ": ", text), name)
+    if list in options or tuple in options:
+        return [_read(part.strip(), name) for part in text.strip("'\"").split(",")] if text else []
+    value = _read(text, name)
     return text if value is None and text != "null" else value
 
 
-def _first_line(error: Exception) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+def _read(text: str, name: str) -> Any:
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SettingError(f"{name}={text}: it cannot be read as a list or map ({problem})") from error
 
 
 @dataclass(frozen=True)
@@ -343,7 +359,7 @@ class Tree:
         """One entry of a setting that holds a map, such as grid.decide.metric."""
         name = key.removeprefix(f"{whole}.")
         if isinstance(held, dict) and name in held:
-            held[name] = load_yaml(text)
+            held[name] = _read(text, key)
         elif "." in name:  # the map's own keys have dots, such as those of grid.axes
             raise SettingError(
                 f"{key} is not a setting by itself; allowed: {whole} as a whole, such as '{whole}={{{name}: …}}'"
@@ -353,8 +369,11 @@ class Tree:
 
     def _unknown(self, values: dict[str, Any], key: str) -> SettingError:
         known, parent = flatten(values), key.rpartition(".")[0]
-        near = sorted({k for k in known if k.rpartition(".")[0] == parent} or {k.split(".")[0] for k in known})
-        return SettingError(f"{key} is not a setting{suggestion(key, known)}; allowed: {', '.join(near)}")
+        near = sorted(k for k in known if k.rpartition(".")[0] == parent)
+        if not parent or not near:  # then the groups too
+            near += sorted({*self.words, *(k.partition(".")[0] for k in known)} - {*near})
+        close = suggestion(key, [*known, *self.words])
+        return SettingError(f"{key} is not a setting{close}; allowed: {', '.join(near)}")
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -377,18 +396,6 @@ class Tree:
     def dump(self, values: Mapping[str, Any]) -> str:
         """The composed settings as YAML, as ``--cfg job`` shows them."""
         return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists in one line, and what ``load_yaml`` would read otherwise in quotes."""
-
-
-def _list_in_a_line(dumper: yaml.Dumper, value: Sequence[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
-
-
-_Dumper.add_representer(list, _list_in_a_line)
-_Dumper.add_representer(tuple, _list_in_a_line)
 
 
 def _explained(group: str, kind: type, values: Mapping[str, Any]) -> Iterable[str]:

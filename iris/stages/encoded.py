@@ -43,7 +43,7 @@ class Encoded(Stage):
         return vars(self.source) | {"store": self.store}
 
     def work(self) -> dict[str, Any]:
-        latent = load_latent(self.needs["latent"].make()).latent.to(self.context.processes.device)
+        latent = load_latent(self.needs["latent"].place).latent.to(self.context.processes.device)
         source, size = opened(self.source), size_of(self.source)
         latent.grid(size, size)
         total = len(source) if hasattr(source, "__len__") else source.limit

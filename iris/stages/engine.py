@@ -80,6 +80,10 @@ class Work(Protocol):
     def done(self) -> bool:
         """Whether it is there."""
 
+    @property
+    def place(self) -> Path:
+        """The folder of what it made."""
+
     def make(self) -> Path:
         """Make it unless it is there; the folder of what it made."""
 
@@ -89,11 +93,16 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Finished:
-    """Weights that a person named by a key or a folder."""
+    """Weights that a person named by a key or a folder; what a stage made them of is known by its keys."""
 
     key: str
     folder: Path
+    built_on: Mapping[str, str] = field(default_factory=dict)
     done: ClassVar[bool] = True
+
+    @property
+    def place(self) -> Path:
+        return self.folder
 
     def make(self) -> Path:
         return self.folder
@@ -116,6 +125,10 @@ class Inside:
     @property
     def done(self) -> bool:
         return self.stage.done
+
+    @property
+    def place(self) -> Path:
+        return self.stage.place / self.name
 
     def make(self) -> Path:
         return self.stage.make() / self.name
@@ -185,7 +198,10 @@ class Stage(ABC):
 
     @abstractmethod
     def work(self) -> dict[str, Any]:
-        """Do it in ``folder``; returns what is to be known of the result."""
+        """Do it in ``folder``; returns what is to be known of the result.
+
+        What it builds on is there: a stage that the first process works on alone must not ask the others for anything.
+        """
 
     def known(self) -> dict[str, Any]:
         """What the result says of what lies beside it."""
@@ -213,7 +229,7 @@ class Stage(ABC):
             return self.place
         _ = processes.device  # an absent one is told before anything is made
         for work in (*self.needs.values(), *self.uses.values()):
-            if not work.done:
+            if not processes.agree(lambda work=work: work.done):
                 work.make()
         if self.collective:
             with self._locked() if processes.first else contextlib.nullcontext():
@@ -280,13 +296,13 @@ def named(setting: str, word: str, context: Context) -> Finished:
     Raises:
         SettingError: there is neither.
     """
-    key, _, inside = word.partition("/")
+    key, _, inside = word.rstrip("/").partition("/")
     made = context.stages / key
     if (made / RESULT).exists() and (made / WEIGHTS / inside).is_dir():
-        return Finished(word, made / WEIGHTS / inside)
+        return Finished(word.rstrip("/"), made / WEIGHTS / inside, read_json(made / RESULT)["built_on"])
     folder = Path(word).expanduser()
     if folder.is_dir():
-        return Finished(identity(setting, folder), folder)
+        return _made(folder) or Finished(content_key(setting, folder), folder)
     there = sorted(path.parent.parent.name for path in context.stages.glob(f"*/{WEIGHTS}/config.json"))
     keys = f"; finished: {', '.join(there[:8])}" if there else ""
     raise SettingError(
@@ -305,12 +321,18 @@ def identity(setting: str, folder: Path) -> str:
 
 def made_by(folder: Path) -> str | None:
     """The key of the stage that made a folder of weights, if they are still as it made them."""
+    found = _made(folder)
+    return found.key if found else None
+
+
+def _made(folder: Path) -> Finished | None:
+    folder = folder.resolve()
     inside = folder.parent.name == WEIGHTS
     whole = folder.parent if inside else folder
     made = read_json(whole.parent / RESULT) if whole.name == WEIGHTS else None
     if not made or made.get("content") != content_key("weights", whole):
         return None
-    return f"{made['key']}/{folder.name}" if inside else made["key"]
+    return Finished(f"{made['key']}/{folder.name}" if inside else made["key"], folder, made["built_on"])
 
 
 def content_key(setting: str, folder: Path) -> str:

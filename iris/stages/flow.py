@@ -85,7 +85,7 @@ class OnLatents(Trained):
         """Whether the text is the name of the picture's class: of stage class, and of what goes on with its model."""
         if self.stage in ("class", "text") or self.start is None:
             return self.stage == "class"
-        return self.start.by_class if isinstance(self.start, OnLatents) else knows_classes(self.start.make())
+        return self.start.by_class if isinstance(self.start, OnLatents) else knows_classes(self.start.place)
 
     @property
     def live(self) -> bool:
@@ -222,8 +222,8 @@ class FlowStage(OnLatents):
 
     def work(self) -> dict[str, Any]:
         recipe, device = self.recipe, self.context.processes.device
-        start = read_folder(self.start.make()) if self.start is not None else None
-        named = load_latent(self.needs["latent"].make()) if start is None else NamedLatent(*start[1:4])
+        start = read_folder(self.start.place) if self.start is not None else None
+        named = load_latent(self.needs["latent"].place) if start is None else NamedLatent(*start[1:4])
         self.given = self.material()
         model = self._model(start, named)
         self.pipeline = lambda: IrisPipeline(model, *named, self.size, SAMPLING)
@@ -324,8 +324,11 @@ class AestheticStage(FlowStage):
 
 
 def latent_behind(start: Work) -> Work:
-    """The latent of weights: the stage that made it, or the folder that holds it."""
-    return start.needs["latent"] if isinstance(start, OnLatents) else start
+    """The latent of weights: the stage that made it, or the folder that holds it, by the key that it has where it is known."""
+    if isinstance(start, OnLatents):
+        return start.needs["latent"]
+    known = start.built_on.get("latent") if isinstance(start, Finished) else None
+    return start if known is None else Finished(known, start.folder)
 
 
 def frozen_text_of(start: Work) -> tuple[Any, str] | None:
@@ -335,8 +338,8 @@ def frozen_text_of(start: Work) -> tuple[Any, str] | None:
     about = _text_of_folder(start)
     if about.get("name") != "clip":
         return None
-    text = read_folder(start.make()).model.text
-    return lambda: read_folder(start.make()).model.text, text.fingerprint()
+    text = read_folder(start.place).model.text
+    return lambda: read_folder(start.place).model.text, text.fingerprint()
 
 
 def adopt(model: TextToLatent, start: TextToLatent, word: str | None) -> None:
@@ -357,7 +360,7 @@ def adopt(model: TextToLatent, start: TextToLatent, word: str | None) -> None:
 
 
 def _text_of_folder(start: Work) -> Mapping[str, Any]:
-    folder = start.make()
+    folder = start.place
     try:
         text = json.loads((folder / CONFIG).read_text())["text"]
         return text if isinstance(text, Mapping) else {}

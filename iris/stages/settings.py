@@ -17,6 +17,7 @@ from iris.latents.losses import ReconstructionOptions
 from iris.latents.perceptual import PerceptualOptions
 from iris.nn.depth import Depth
 from iris.nn.mixers import AttentionOptions, FourierOptions, FusionOptions, RecurrenceOptions, SpatialOptions
+from iris.presets import MODEL_OPTIONS
 from iris.settings import Tree, setting
 from iris.training.distill_settings import DistillSettings
 from iris.training.settings import Compute, FlowTraining, Training, VAETraining
@@ -120,13 +121,7 @@ RECIPE_CHANGES: dict[str, Any] = {
 RECIPE_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "data": DATA_OPTIONS,
     "latent": {name: {"name": name} for name in LATENTS},
-    # The sizes of iris.presets, with the text encoder of model.text.
-    "model": {
-        "iris": {},
-        "tiny": {"dim": 320, "heads": 5, "core": 4, "ffn_ratio": 3.75},
-        "small": {"dim": 512, "heads": 8, "core": 4, "ffn_ratio": 3.75},
-        "base": {"dim": 768, "heads": 12, "core": 6, "ffn_ratio": 3.75},
-    },
+    "model": {"iris": {}, **MODEL_OPTIONS},  # with the text encoder of model.text
     "sample": {
         "default": {},
         "euler": {"sampler": "euler", "steps": 6},

@@ -60,7 +60,7 @@ class StudentStage(OnLatents):
         return super().facts() | {"student": facts(self.recipe.student)}
 
     def work(self) -> dict[str, Any]:
-        recipe, parts = self.recipe, read_folder(self.start.make())
+        recipe, parts = self.recipe, read_folder(self.start.place)
         if parts.size != self.size:
             raise SettingError(
                 f"data.size={self.size} must be {parts.size}, as the teacher start={recipe.start} has it"

@@ -262,7 +262,9 @@ class TrainingRun:
         )
 
     def _facts(self) -> BatchFacts:
-        return self.task.describe(self.step) if hasattr(self.task, "describe") else BatchFacts()
+        facts = self.task.describe(self.step) if hasattr(self.task, "describe") else BatchFacts()
+        group = self.settings.group
+        return facts._replace(settings={n if "." in n else f"{group}.{n}": v for n, v in facts.settings.items()})
 
 
 @torch.no_grad()

@@ -57,8 +57,8 @@ class Stopped(SystemExit):
 
 
 class BatchFacts(NamedTuple):
-    """What a message about a step names: row numbers of its global batch, an example's shape, settings that matter, and
-    where the rows came from, if that is known."""
+    """What a message about a step names: row numbers of its global batch, an example's shape, settings that matter (those
+    without a group are of the training's own), and where the rows came from, if that is known."""
 
     rows: Sequence[int] = ()
     size: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iris.diffusion.flow import LOSS_WEIGHTS, TIME_KINDS, TimeSampling
+from iris.diffusion.flow import LOSS_WEIGHTS, MODE_SCALES, TIME_KINDS, TimeSampling
 from iris.settings import setting
 from iris.training.loop import LoopSettings
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
@@ -46,7 +46,7 @@ class FlowTraining(Training):
     time: str = setting("logit_normal", "distribution of training times; mode is SD3's", choices=TIME_KINDS)
     time_mean: float = setting(0.0, "of logit_normal")
     time_std: float = setting(1.0, "of logit_normal", low=0, above=True)
-    time_scale: float = setting(1.29, "of mode")
+    time_scale: float = setting(1.29, "of mode", low=MODE_SCALES[0], high=MODE_SCALES[1])
     time_shift: float = setting(1.0, "resolution shift of the times; 1: none", low=0, above=True)
     loss_weight: str = setting("none", "odds: t / (1 - t)", choices=tuple(LOSS_WEIGHTS))
     min_snr_gamma: float = setting(5.0, "of min_snr", low=0, above=True)

@@ -93,8 +93,8 @@ class FlowTask:
     def describe(self, step: int) -> BatchFacts:
         """What a message about step ``step`` names."""
         settings = {
-            "train.loss_weight": self.loss_weight,
-            "train.time": self.times.kind,
+            "loss_weight": self.loss_weight,
+            "time": self.times.kind,
             "model.iterations": self.module.generator.config.iterations,
         }
         rows = self.rows(step).tolist()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import free_port, ranks, together
 
 from iris.io.tensors import load_tensors
 from iris.latents.discriminator import AdversarialOptions
@@ -32,6 +30,7 @@ from iris.training.distill_task import Distillation, DistillTask
 from iris.training.loop import METRICS, LoopSettings, Task, fit
 from iris.training.optimiser import OPTIMISERS, OptimiserSettings
 from iris.training.run import TrainingRun
+from iris.training.safety import LostWorker
 from iris.training.tasks import FlowTask
 from iris.training.vae_task import VAETask
 
@@ -115,68 +114,31 @@ def train(
     torch.save(weights, folder / f"rank{os.environ.get('RANK', 0)}.pt")
 
 
-def torchrun_environment(rank: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD),
-        "LOCAL_WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def submitit_environment(rank: int, port: int) -> dict[str, str]:
-    return {
+def submitit_ranks() -> list[dict[str, str]]:
+    """The environments of a job of two tasks."""
+    shared = {
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_JOB_ID": "12",
         "SUBMITIT_LOCAL_NTASKS": str(WORLD),
         "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
         "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_GLOBALID": str(rank),
-        "SUBMITIT_LOCAL_LOCALID": str(rank),
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
+    return [shared | {"SUBMITIT_LOCAL_GLOBALID": str(n), "SUBMITIT_LOCAL_LOCALID": str(n)} for n in range(WORLD)]
 
 
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def pair_of(work: Callable[[int], object], environments: list[dict[str, str]] | None = None) -> list[int]:
+    """Do ``work(rank)`` in two processes; their exit codes, ``LOST`` for one that noticed the other's end."""
 
+    def noticing(rank: int) -> int:
+        try:
+            work(rank)
+        except LostWorker:
+            traceback.print_exc()
+            return LOST
+        return 0
 
-def together(work: Callable[[int], object], environment=torchrun_environment, timeout: float = 90) -> list[int]:
-    """Do ``work(rank)`` in two forked processes (torch is loaded already); their exit codes, negative for a signal."""
-    port, children = free_port(), []
-    for rank in range(WORLD):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ.update(environment(rank, port) | {"OMP_NUM_THREADS": "1"})
-                torch.set_num_threads(1)
-                work(rank)
-                code = 0
-            except SystemExit as left:
-                code = left.code
-            except BaseException as error:
-                code = LOST if type(error).__name__ == "LostWorker" else 1
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes: dict[int, int] = {}
-    deadline = time.monotonic() + timeout
-    while len(codes) < WORLD:
-        for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-    return [codes[child] for child in children]
+    return together(noticing, environments or ranks(WORLD))
 
 
 def logged(folder: Path) -> list[dict]:
@@ -232,14 +194,14 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run by two processes that nothing disturbed."""
     folder = tmp_path_factory.mktemp("pair")
-    assert together(lambda rank: train(folder)) == [0, 0]
+    assert pair_of(lambda rank: train(folder)) == [0, 0]
     return folder
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_two_processes_follow_one(optimiser, single, tmp_path):
     """And hold the same weights: each makes Muon's update of the same averaged gradient."""
-    assert together(lambda rank: train(tmp_path, optimiser)) == [0, 0]
+    assert pair_of(lambda rank: train(tmp_path, optimiser)) == [0, 0]
     check_same_curve(tmp_path, single(optimiser=optimiser), optimiser)
     check_equal(*ends(tmp_path))
 
@@ -256,7 +218,7 @@ def test_two_processes_follow_one(optimiser, single, tmp_path):
 )
 def test_every_kind_of_step_can_be_shared(how, single, tmp_path):
     """Also those that leave some weights without gradient."""
-    assert together(lambda rank: train(tmp_path, "adamw", **how)) == [0, 0]
+    assert pair_of(lambda rank: train(tmp_path, "adamw", **how)) == [0, 0]
     check_same_curve(tmp_path, single(optimiser="adamw", **{k: v for k, v in how.items() if k == "depth"}), "adamw")
     check_equal(*ends(tmp_path))
 
@@ -276,10 +238,10 @@ def test_a_killed_process_is_noticed_and_the_pair_continues(killed, pair, single
         else:
             train(tmp_path, seconds=0.0 if killed == 0 else 1e9)
 
-    codes = together(work)
+    codes = pair_of(work)
     assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == LOST
     assert load_tensors(tmp_path / CHECKPOINT)[1]["step"] == 22
-    assert together(lambda rank: train(tmp_path)) == [0, 0]
+    assert pair_of(lambda rank: train(tmp_path)) == [0, 0]
     check_same_curve(tmp_path, single(optimiser="muon"))
     check_equal(*ends(tmp_path))
     check_equal(ends(tmp_path)[0], ends(pair)[0])
@@ -289,11 +251,11 @@ def test_a_killed_process_is_noticed_and_the_pair_continues(killed, pair, single
 def test_a_killed_pair_of_another_stage_continues_and_ends_the_same(make, tmp_path):
     """What beside the trained weights a step depends on, the student's target or the discriminator, comes back too."""
     whole, cut, step = tmp_path / "whole", tmp_path / "cut", random.Random().randint(3, STEPS - 1)
-    assert together(lambda rank: train(whole, make=make)) == [0, 0]
+    assert pair_of(lambda rank: train(whole, make=make)) == [0, 0]
     kill = at(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert together(lambda rank: train(cut, observe=kill, seconds=0.0, make=make)) == [-signal.SIGKILL, LOST]
+    assert pair_of(lambda rank: train(cut, observe=kill, seconds=0.0, make=make)) == [-signal.SIGKILL, LOST]
     assert load_tensors(cut / CHECKPOINT)[1]["step"] == step - 1
-    assert together(lambda rank: train(cut, make=make)) == [0, 0], f"killed at {step}"
+    assert pair_of(lambda rank: train(cut, make=make)) == [0, 0], f"killed at {step}"
     for name in ("step", "loss", "grad_norm"):
         assert [row[name] for row in logged(cut)] == [row[name] for row in logged(whole)], f"killed at {step}"
     for one, other in zip(ends(cut), ends(whole), strict=True):
@@ -306,7 +268,7 @@ def test_a_process_that_is_lost_while_the_other_waits_is_noticed(tmp_path, capfd
             TrainingRun.save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
         train(tmp_path, observe=at(23, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
-    assert together(work) == [LOST, -signal.SIGKILL]
+    assert pair_of(work) == [LOST, -signal.SIGKILL]
     told = f"another of the 2 processes is gone; the last checkpoint in {tmp_path} is of step 24. Run the same command"
     assert told in capfd.readouterr().err
 
@@ -316,22 +278,22 @@ def test_a_signal_to_one_process_stops_both_at_one_step(pair, tmp_path, capfd):
         stop = at(23, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(tmp_path, observe=stop)
 
-    assert together(work) == [143, 143]
+    assert pair_of(work) == [143, 143]
     assert capfd.readouterr().err.count(f"SIGTERM: the last checkpoint in {tmp_path} is of step 24 of {STEPS}") == 2
     assert load_tensors(tmp_path / CHECKPOINT)[1]["step"] == 24
-    assert together(lambda rank: train(tmp_path)) == [0, 0]
+    assert pair_of(lambda rank: train(tmp_path)) == [0, 0]
     check_equal(ends(tmp_path)[1], ends(pair)[0])
 
 
 def test_submitit_starts_a_pair(pair, tmp_path):
-    assert together(lambda rank: train(tmp_path), submitit_environment) == [0, 0]
+    assert pair_of(lambda rank: train(tmp_path), submitit_ranks()) == [0, 0]
     check_equal(torch.load(tmp_path / "rank0.pt"), ends(pair)[0])
 
 
 def test_torchrun_starts_a_pair(pair, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
-        f"import pathlib, sys\nsys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
+        f"import pathlib, sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests' / 'iris'), str(Path(__file__).parent)]!r}\n"
         f"import test_ddp\ntest_ddp.train(pathlib.Path({str(tmp_path)!r}))\n"
     )
     command = [
@@ -354,5 +316,5 @@ def test_torchrun_starts_a_pair(pair, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_named(tmp_path, capfd):
-    assert together(lambda rank: train(tmp_path, accumulate=3)) == [1, 1]
-    assert "train.batch=8 must be a multiple of 6: 2 processes times train.accumulate=3" in capfd.readouterr().err
+    assert pair_of(lambda rank: train(tmp_path, accumulate=3)) == [1, 1]
+    assert "train.batch=8 must be a multiple of 6: 2 processes times compute.accumulate=3" in capfd.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import random
 import signal
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import ranks, together
 from PIL import Image
-from test_stages import SMALL, check_images, folder_of, free_port, logged, made, together, train
+from test_stages import SMALL, check_images, folder_of, logged, made, train
 
 from iris.io.tensors import load_tensors
-from iris.stages.latent_cache import CachedLatents
 from iris.training.__main__ import main
 from iris.training.live import LiveBatches
 
@@ -48,9 +47,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                     archive.addfile(info, io.BytesIO(data))
     data = ["data=tar", f"data.path={folder}", "data.size=32", "data.buffer=7", "data.crop=random", "data.live=true"]
     with contextlib.chdir(folder):
-        assert made(train("stage=text", *data, "train.steps=1", "out=first")) == ["vae", "text"]
-        (vae,) = Path("runs/stages").glob("vae-*")
-    return ["stage=text", *data, f"vae={folder / vae / 'weights'}"]
+        assert made(train("stage=text", *data, "train.steps=1", "out=first")) == ["latent", "text"]
+        (latent,) = Path("runs/stages").glob("latent-*")
+    return ["stage=text", *data, f"latent.weights={folder / latent / 'weights'}"]
 
 
 def kill_at(step: int) -> None:
@@ -74,19 +73,7 @@ def run_together(words: list[str], world: int, killed: tuple[int, int] | None = 
             kill_at(killed[1])
         return main([*SMALL, *words])
 
-    port = free_port()
-    several = [
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for rank in range(world)
-    ]
-    return together(work, [{}] if world == 1 else several)
+    return together(work, [{}] if world == 1 else ranks(world))
 
 
 def check_same(folder: Path, other: Path, told: str) -> None:
@@ -107,8 +94,8 @@ def test_text_is_trained_on_shards_as_they_come(words, tmp_path, monkeypatch):
     folder = folder_of(lines)
     rows = logged(folder)
     assert rows[-1]["loss"] < rows[0]["loss"] and [row["step"] for row in rows if "validation" in row] == [6, 12]
-    places = json.loads((folder / "prepared.json").read_text())
-    assert places["train"] is None and len(CachedLatents(places["held"])) == SHARDS * ROWS < 512
+    (held,) = Path("runs/stages").glob("encoded-*/*/rows.jsonl")  # the first rows, to look at; of the others nothing
+    assert len(held.read_text().splitlines()) == SHARDS * ROWS < 512
     assert made(train(*words)) == [] and made(train(*words, "data.buffer=8")) == ["text"]
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from iris import IrisPipeline
 from iris.io.tensors import load_tensors
-from iris.stages.distill import students
-from iris.stages.settings import settings_of
+from iris.stages.settings import TREE
+from iris.stages.student import students
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "iris_training.ipynb"
@@ -38,7 +38,6 @@ FIGURES = (
     "spectra-figure",
     "recurrence",
 )
-STAGES = ("vae", "flow", "distill")
 SCALES = ("embedded", "gpu", "smoke")
 LARGEST = 1_500_000  # bytes of a file that a person opens in a browser
 
@@ -105,10 +104,12 @@ def test_the_figures_are_there(executed):
 
 
 def test_a_stage_says_how_far_it_is_in_one_line(executed):
-    for name, stage in (("vae", "vae"), ("flow", "text"), ("distill", "distill")):
-        said = printed(executed[name])
-        assert len(re.findall(rf"\] {stage} \d+/12 ", said)) == 1 and f"] {stage} 12/12 (100%), loss " in said
-        assert re.search(rf"\] {stage}: {stage}-\w+ is made in runs/stages/", said)
+    for name, label in (("vae", "latent wavelet_vae"), ("flow", "text"), ("distill", "student consistency")):
+        said, kind = printed(executed[name]), label.partition(" ")[0]
+        work = f"train {label}"
+        assert len(re.findall(rf"\] {work} \d+/12 ", said)) == 1 and f"] {work} 12/12 (100%), loss " in said
+        assert len(re.findall(r" is made in runs/stages/", said)) == 1  # what it builds on is found
+        assert re.search(rf"\] {label}: {kind}-\w+ is made in runs/stages/", said)
 
 
 def test_the_stages_build_on_each_other_and_are_found_again(executed, place):
@@ -117,14 +118,15 @@ def test_the_stages_build_on_each_other_and_are_found_again(executed, place):
         for path in (place / "runs" / "stages").iterdir()
         if (path / "result.json").exists()
     }
-    assert set(results) == {"vae", "text", "distill"}
-    assert results["text"]["built_on"] == {"vae": results["vae"]["key"]}
-    assert results["distill"]["built_on"] == {"start": results["text"]["key"]}
+    latent, text, student = (results[kind] for kind in ("latent", "text", "student"))
+    assert text["built_on"]["latent"] == student["built_on"]["latent"] == latent["key"]
+    assert student["built_on"]["start"] == text["key"]
+    assert text["built_on"]["encoded"] == student["built_on"]["encoded"]
 
 
 def test_what_it_saved_loads_and_makes_images(executed, place):
     stages, pipeline = place / "runs" / "stages", place / "runs" / "iris_pipeline"
-    text, distilled = (next(stages.glob(f"{stage}-*")) / "weights" for stage in ("text", "distill"))
+    text, distilled = (next(stages.glob(f"{stage}-*")) / "weights" for stage in ("text", "student"))
     for name in ("model.safetensors", "latent.safetensors"):
         trained, saved = load_tensors(text / name)[0], load_tensors(pipeline / name)[0]
         assert trained.keys() == saved.keys() and all(torch.equal(trained[key], saved[key]) for key in trained)
@@ -146,13 +148,12 @@ def plan_of(scale: str, monkeypatch: pytest.MonkeyPatch) -> dict:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_is_made_of_settings_that_there_are(scale, monkeypatch):
     plan = plan_of(scale, monkeypatch)
-    for stage in STAGES:
-        words = f"{plan['all']} {plan[stage]}".split()
-        chosen = settings_of(words if stage == "flow" else [*words, f"stage={stage}"])
-        assert chosen.stage in (stage, "text", "class") and chosen.depth.training == "exits"
-        assert chosen.train.device == ("cuda" if scale == "gpu" else "cpu")
+    chosen = TREE.build([*plan["settings"].split(), f"stage={plan['flow']}"])
+    assert chosen.depth.training == "exits" and chosen.compute.device == ("cuda" if scale == "gpu" else "cpu")
+    for stage in ("vae", plan["flow"]):
         # The curves have points between their ends, and the last one is that of the finished weights.
-        assert chosen.train.steps % chosen.train.validate_every == 0
+        steps = chosen.training(stage).steps
+        assert steps % chosen.compute.validate_every == 0 and steps > chosen.compute.validate_every
     assert all(isinstance(prompt, str) for prompt in plan["prompts"])
 
 

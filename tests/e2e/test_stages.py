@@ -7,29 +7,26 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
-import socket
-import sys
 import tarfile
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import ranks, together
 from PIL import Image
 
 from iris.diffusion.sampling import SamplingSettings
 from iris.io.progress import Progress
 from iris.io.tensors import load_tensors
 from iris.pipeline import IrisPipeline
-from iris.stages import base
-from iris.stages.data import Latents
-from iris.stages.distill import students
+from iris.stages import trained
+from iris.stages.encoded import Latents
+from iris.stages.latent import load_latent
 from iris.stages.latent_cache import CachedLatents
-from iris.stages.vae import load_latent
+from iris.stages.student import students
 from iris.training.__main__ import main
 
 SMALL = (
@@ -41,8 +38,10 @@ SMALL = (
     "model.heads=2",
     "model.text_width=16",
     "latent.width=8",
-    "train.checkpoint_seconds=0",
-    "train.log_every=2",
+    "vae.steps=12",
+    "compute.checkpoint_seconds=0",
+    "compute.log_every=2",
+    "compute.validate_every=6",
 )
 
 
@@ -76,13 +75,20 @@ def train(*words: str, small: tuple[str, ...] = SMALL) -> list[str]:
 
 
 def made(lines: list[str]) -> list[str]:
-    """The stages that a command made, by name."""
-    return [line.partition(":")[0] for line in lines if " is made in " in line or " goes on where it was in " in line]
+    """The stages that a command trained, by the first word of their keys."""
+    told = [line for line in lines if " is made in " in line or " goes on where it was in " in line]
+    return [line.partition(": ")[2].partition("-")[0] for line in told]
 
 
 def folder_of(lines: list[str]) -> Path:
     """Of the stage that was made last."""
     return Path([line for line in lines if " in runs/stages/" in line and "done in" not in line][-1].rpartition(" ")[2])
+
+
+def encoded(folder: Path) -> CachedLatents:
+    """What the model of a stage's folder was trained on."""
+    stage = folder.parent / json.loads((folder / "result.json").read_text())["built_on"]["encoded"]
+    return CachedLatents(stage / json.loads((stage / "result.json").read_text())["latents"])
 
 
 def logged(folder: Path) -> list[dict]:
@@ -97,8 +103,8 @@ def check_images(folder: Path, captions: list[str]) -> None:
 
 def test_text_makes_its_vae_and_is_then_found(place, monkeypatch):
     lines = train("stage=text", "out=model")
-    assert made(lines) == ["vae", "text"]
-    vae, text = (next(place.glob(f"runs/stages/{name}-*")) for name in ("vae", "text"))
+    assert made(lines) == ["latent", "text"]
+    vae, text = (next(place.glob(f"runs/stages/{name}-*")) for name in ("latent", "text"))
     assert lines[-2] == "weights   model" and lines[-1].startswith('use them  python -m iris --model model "')
     check_images(place / "model", ["a large red circle"])
     for name in ("model.safetensors", "latent.safetensors", "config.json"):
@@ -107,17 +113,18 @@ def test_text_makes_its_vae_and_is_then_found(place, monkeypatch):
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[-1]["loss"] < rows[0]["loss"]
     assert [row["step"] for row in rows if "validation" in row] == [6, 12]
     result = json.loads((text / "result.json").read_text())
-    assert result["built_on"] == {"vae": vae.name} and np.isfinite(result["metrics"]["validation"])
+    assert result["built_on"] == {"latent": vae.name, "encoded": encoded(text).folder.parent.name}
+    assert result["metrics"]["validation_loss"] == pytest.approx(rows[-1]["validation"])
     for folder, name in ((text, "samples"), (vae, "reconstructions")):
         pictures = sorted(path.name for path in (folder / "pictures").iterdir())
         assert pictures == [f"{name}-000006.png", f"{name}-000012.png"]
         assert np.asarray(Image.open(folder / "pictures" / pictures[-1])).std() > 1
 
-    monkeypatch.setattr(base, "fit", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(trained, "fit", lambda *a: pytest.fail("trained again"))
     again = train("stage=text", "out=other")
     assert made(again) == [] and again[0] == f"text: {text.name} is finished, taken as it is"
     check_images(place / "other", ["a blue square"])
-    assert train("stage=vae", "out=latent")[0].startswith(f"vae: {vae.name} is finished")
+    assert train("stage=vae", "out=latent")[0].startswith(f"latent wavelet_vae: {vae.name} is finished")
 
 
 def test_the_vae_of_a_command_of_its_own(place):
@@ -125,17 +132,17 @@ def test_the_vae_of_a_command_of_its_own(place):
     named = load_latent(place / "latent")
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert named.name == "wavelet_vae" and named.latent.encode(images).shape == (2, 8, 8, 8)
-    assert lines[-1] == "use them  python -m iris.training stage=text vae=latent data=shapes"
-    vae = next(place.glob("runs/stages/vae-*"))
+    assert lines[-1] == "use them  python -m iris.training stage=text latent.weights=latent data=shapes"
+    vae = next(place.glob("runs/stages/latent-*"))
     metrics, rows = json.loads((vae / "result.json").read_text())["metrics"], logged(vae)
     assert set(metrics) == {"psnr", *(f"band_psnr/{band}" for band in ("cA", "cH", "cV", "cD"))}
     assert {name: rows[-1][name] for name in metrics} == pytest.approx(metrics, abs=1e-3)
     assert rows[-1]["psnr"] > rows[2]["psnr"]
     # As the latent of another stage, by its folder: its weights identify it, not its place.
-    lines = train("stage=text", "vae=latent", "train.steps=2")
+    lines = train("stage=text", "latent.weights=latent", "train.steps=2")
     assert made(lines) == ["text"]
     (place / "latent").rename(place / "moved")
-    assert made(train("stage=text", "vae=moved", "train.steps=2")) == []
+    assert made(train("stage=text", "latent.weights=moved", "train.steps=2")) == []
     saved = load_latent(folder_of(lines) / "weights").latent
     assert torch.equal(saved.encode(images), named.latent.encode(images))
 
@@ -148,7 +155,7 @@ def test_vae_with_every_term_that_needs_no_file(place):
         "adversarial.width=16",
         "reconstruction.bands=1,2,2,2",
         "latent=conv_vae",
-        "train.steps=4",
+        "vae.steps=4",
     )
     folder = folder_of(lines)
     assert {"discriminator", "generator"} <= set(logged(folder)[-1])
@@ -158,7 +165,7 @@ def test_vae_with_every_term_that_needs_no_file(place):
 def test_distil_the_text_stage(place):
     lines = train("stage=distill", "student.steps=1,2,4", "out=student")
     # Its teacher may stand from a test before.
-    assert made(lines) in (["distill"], ["text", "distill"], ["vae", "text", "distill"])
+    assert made(lines) in (["student"], ["text", "student"], ["latent", "text", "student"])
     assert made(train("stage=distill", "student.steps=1,2,4", "out=student")) == []
     folders = students(place / "student", (1, 2, 4))
     assert folders == {1: place / "student/steps-1", 2: place / "student/steps-2", 4: place / "student"}
@@ -212,12 +219,12 @@ def files(place, tmp_path_factory) -> tuple[str, ...]:
 
 def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
     lines = train("stage=class", *files, "data.label_column=label", "data.labels=red,green,blue", "out=classes")
-    assert made(lines) == ["vae", "class"]
+    assert made(lines) == ["latent", "class"]
     config = json.loads((place / "classes" / "config.json").read_text())
     assert config["text"]["name"] == "labels" and sorted(config["text"]["classes"]) == ["blue", "green", "red"]
     check_images(place / "classes", ["red", "blue"])
 
-    text = train("stage=text", *files, "from=classes", "train.steps=4")
+    text = train("stage=text", *files, "start=classes", "train.steps=4")
     assert made(text) == ["text"]
     one, two = (
         load_tensors(folder / "model.safetensors")[0]["generator.input.weight"].flatten()
@@ -228,25 +235,24 @@ def test_class_then_text_then_aesthetic_then_a_student_on_files(files, place):
 
     key = folder_of(text).name
     selection = "data.score_column=score", "data.min_score=8"
-    scored = train("stage=aesthetic", *files, f"from={key}", *selection, "train.steps=4")
+    scored = train("stage=aesthetic", *files, f"start={key}", *selection, "finetune.steps=4")
     assert made(scored) == ["aesthetic"]
-    prepared = json.loads((folder_of(scored) / "prepared.json").read_text())
-    rows = [json.loads(line) for line in (Path(prepared["train"]) / "rows.jsonl").read_text().splitlines()]
-    assert rows and all(row["score"] >= 8 for row in rows)
+    scores = encoded(folder_of(scored)).scores
+    assert scores and min(scores) >= 8
     before, after = (json.loads((folder_of(run) / "weights" / "config.json").read_text()) for run in (text, scored))
     assert before == after
 
     few = train(
         "stage=distill",
         *files,
-        "from=classes",
+        "start=classes",
         "data.label_column=label",
         "data.labels=red,green,blue",
         "student.method=shortcut",
         "student.steps=1,2",
-        "train.steps=4",
+        "distill.steps=4",
     )
-    assert made(few) == ["distill"]
+    assert made(few) == ["student"]
     for steps, folder in students(folder_of(few) / "weights", (1, 2)).items():
         check_images(folder, ["red"])
         assert IrisPipeline.from_pretrained(folder).sampling == SamplingSettings(steps)
@@ -265,60 +271,33 @@ def test_stages_on_a_stream_take_its_first_rows(tmp_path, monkeypatch):
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
     lines = train("stage=text", "data=tar", f"data.path={tmp_path}", "data.size=32", "data.train=40", "train.steps=4")
-    assert made(lines) == ["vae", "text"]
-    prepared = json.loads((folder_of(lines) / "prepared.json").read_text())
-    latents = Latents(CachedLatents(prepared["train"]))
-    assert len(latents) == 40 and latents.keys([0, 39]) == ["0.tar/000", "1.tar/009"] and prepared["held"] is None
-    (pixels,) = tmp_path.glob("runs/stages/pixels-*")
+    assert made(lines) == ["latent", "text"]
+    latents = Latents(encoded(folder_of(lines)))
+    assert len(latents) == 40 and latents.keys([0, 39]) == ["0.tar/000", "1.tar/009"]
+    assert len(list(tmp_path.glob("runs/stages/encoded-*"))) == 1  # nothing is held out of a stream
+    (pixels,) = tmp_path.glob("runs/stages/data-*")
     assert json.loads((pixels / "about.json").read_text())["shape"] == [40, 32, 32, 3]
 
 
 def test_weights_that_do_not_fit_are_told(place, capsys):
     train("stage=text", "out=model")
-    assert main([*SMALL, "stage=text", "from=model", "model.dim=24"]) == 2
-    assert "from=model: model.dim is 16 there and 24 here" in capsys.readouterr().err
+    assert main([*SMALL, "stage=text", "start=model", "model.dim=24"]) == 2
+    assert "start=model: model.dim is 16 there and 24 here" in capsys.readouterr().err
 
 
 # -- kills and several processes ------------------------------------------------------------------------------------
 
 
-def together(work: Callable[[int], object], environments: list[dict[str, str]], timeout: float = 60) -> list[int]:
-    """Do ``work(rank)`` in forked processes (torch is loaded already); their exit codes, negative for a signal."""
-    children = []
-    for rank, environment in enumerate(environments):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ.update(environment)
-                torch.set_num_threads(1)
-                code = work(rank)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes, deadline = {}, time.monotonic() + timeout
-    while len(codes) < len(children):
-        for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-    return [codes[child] for child in children]
+LABELS = {"vae": "latent wavelet_vae", "distill": "student consistency"}
 
 
-def kill_at(stage: str, step: int) -> None:
-    """kill -9 of this process when ``stage`` has logged ``step``."""
+def kill_at(label: str, step: int) -> None:
+    """kill -9 of this process when a stage has logged ``step``."""
     training = Progress.training
 
     def watched(self, work, row, batch):
         training(self, work, row, batch)
-        if work == stage and row["step"] >= step:
+        if work == f"train {label}" and row["step"] >= step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Progress.training = watched
@@ -328,21 +307,23 @@ def kill_at(stage: str, step: int) -> None:
 def test_a_killed_stage_continues_and_ends_the_same(stage, place, files, tmp_path, monkeypatch):
     words = [f"stage={stage}"]
     if stage == "aesthetic":
-        words += [*files, "from=text", "data.score_column=score", "data.min_score=5"]
-    whole = _folder(place, words)
+        words += [*files, "data.score_column=score", "data.min_score=5"]
+    whole, label = _folder(place, words), LABELS.get(stage, stage)
+    others = shutil.ignore_patterns(whole.name)
+    shutil.copytree(place / "runs" / "stages", tmp_path / "runs" / "stages", ignore=others)
     monkeypatch.chdir(tmp_path)
     wanted = random.Random().randint(2, 10)
     told = f"killed at {wanted}"
 
     def work(rank: int) -> int:
-        kill_at(stage, wanted)
+        kill_at(label, wanted)
         return main([*SMALL, *words])
 
     assert together(work, [{}]) == [-signal.SIGKILL], told
     killed = tmp_path / "runs" / "stages" / whole.name
     step = load_tensors(killed / "checkpoint.safetensors")[1]["step"]
     assert wanted - 1 <= step < 12 and not (killed / "result.json").exists(), told
-    assert f"{stage}: {whole.name} goes on where it was in runs/stages/{whole.name}" in train(*words)
+    assert f"{label}: {whole.name} goes on where it was in runs/stages/{whole.name}" in train(*words)
     compared = sorted(path.relative_to(whole) for path in whole.rglob("weights/**/*.safetensors"))
     assert compared
     for path in compared:
@@ -356,13 +337,7 @@ def test_a_killed_stage_continues_and_ends_the_same(stage, place, files, tmp_pat
 def _folder(place: Path, words: list[str]) -> Path:
     """Of the stage that a command makes, or finds."""
     line = [line for line in train(*words) if " is made in " in line or " is finished, " in line][-1]
-    return place / "runs" / "stages" / line.split()[1]
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    return place / "runs" / "stages" / line.partition(": ")[2].split()[0]
 
 
 def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capfd):
@@ -370,31 +345,16 @@ def test_two_processes_make_the_stages_of_one(place, tmp_path, monkeypatch, capf
     alone = _folder(place, words)
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
-    port = free_port()
-    environments = [
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for rank in range(2)
-    ]
-    assert together(lambda rank: main([*SMALL, *words, "out=model"]), environments) == [0, 0], capfd.readouterr().err
+    assert together(lambda rank: main([*SMALL, *words, "out=model"]), ranks(2)) == [0, 0], capfd.readouterr().err
     said = capfd.readouterr().out
     assert said.count("weights   model") == 1 and said.count(" is made in ") == 2
     both = tmp_path / "runs" / "stages" / alone.name
-    vae = json.loads((alone / "result.json").read_text())["built_on"]["vae"]
-    # Measured 1e-7 of the VAE, and 8e-7 with its latents in float16, of which some differ in their last bit.
+    vae = json.loads((alone / "result.json").read_text())["built_on"]["latent"]
+    # Measured 1e-7 of the VAE, and 8e-7 of what is trained on its latents.
     for one, other in ((both, alone), (both.parent / vae, alone.parent / vae)):
         assert [row["step"] for row in logged(one)] == [row["step"] for row in logged(other)]
         assert [row["loss"] for row in logged(one)] == pytest.approx([row["loss"] for row in logged(other)], rel=1e-5)
     check_images(tmp_path / "model", ["a large red circle"])
-    assert together(
-        lambda rank: main([*SMALL, *words, "train.batch=15"]),
-        [environment | {"MASTER_PORT": str(port + 1)} for environment in environments],
-    ) == [2, 2]
+    assert together(lambda rank: main([*SMALL, *words, "train.batch=15"]), ranks(2)) == [2, 2]
     said = capfd.readouterr().err
     assert said.count("error: ") == 1 and "train.batch=15 must be a multiple of 2: 2 processes" in said

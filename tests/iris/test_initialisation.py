@@ -12,18 +12,18 @@ from small_models import CAPTIONS, TEXT_WIDTH, small_config, small_generator
 from torch import nn
 
 import iris
-from iris.diffusion.distill import DistillSettings, StudentTime, ZeroEmbedding
 from iris.latents import LATENTS, build_latent
 from iris.latents.discriminator import AdversarialVAE, PatchDiscriminator
-from iris.model import TextToLatent
+from iris.model import IrisModel, TextToLatent
 from iris.nn.depth import Depth
 from iris.nn.generator import Generator
 from iris.nn.layers import ScalarEmbedding
 from iris.nn.mixers import build_mixer
 from iris.nn.mixers.recurrence import RGLRU
-from iris.presets import IrisModel
+from iris.nn.student import StudentTime, ZeroEmbedding
 from iris.randomness import initialise
 from iris.text import TEXT_ENCODERS, ClassLabels, Vocabulary, WordEncoder
+from iris.training.distill_settings import DistillSettings
 from iris.training.distill_task import Distillation
 
 DEPTH_NUMBERS = {"backprop": (1,)}

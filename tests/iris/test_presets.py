@@ -7,7 +7,6 @@ from small_models import CAPTIONS, wake
 import iris
 from eval.models.ledger import DOCUMENT, MIB, memory_ledger, total
 from iris.errors import SettingError
-from iris.model import IrisModel
 from iris.nn.depth import Depth
 from iris.pipeline import IrisPipeline
 from iris.presets import PRESETS

@@ -9,6 +9,7 @@ from small_shards import jpeg, numbers
 
 from iris.data import load, open_source, pixels, shapes
 from iris.data.decode import decode_image
+from iris.data.settings import source_settings
 from iris.errors import SettingError
 
 
@@ -165,7 +166,7 @@ def test_where_a_folder_lies_decides_nothing(tmp_path):
 def test_settings_are_checked(tmp_path):
     for name, settings, message in [
         ("nowhere", {}, r"data must be one of shapes, .*cifar10.*not 'nowhere'"),
-        ("tar", {"path": tmp_path}, r"data\.size is needed with data=tar"),
+        ("tar", {"path": tmp_path}, r"data\.path has no tar shards"),
         ("tar", {"size": 16}, r"data\.path is needed with data=tar"),
         ("shapes", {"crop": "left"}, r"data\.crop='left' is unknown; allowed: centre, random"),
         ("shapes", {"buffer": 0}, r"data\.buffer"),
@@ -175,3 +176,8 @@ def test_settings_are_checked(tmp_path):
     ]:
         with pytest.raises(SettingError, match=message):
             open_source(name, **settings)
+
+
+def test_pictures_from_files_have_the_default_worlds_size_unless_told():
+    assert source_settings("tar", path="x").size == open_source("shapes", train=1).batch([0]).images.shape[1] == 32
+    assert source_settings("cifar10").size == 32 and source_settings("folder", path="x", size=48).size == 48

@@ -539,9 +539,9 @@ class TestTask:
         assert [task.loss(step)[1]["grid"].item() for step in range(3)] == [8, 4, 2]
 
     def test_wrong_tasks_are_refused(self):
-        with pytest.raises(SettingError, match="student.grid_end needs train.steps"):
+        with pytest.raises(SettingError, match="student.grid_end needs distill.steps"):
             distil_task(grid_end=4)
-        with pytest.raises(SettingError, match="train.batch=1"):
+        with pytest.raises(SettingError, match="distill.batch=1"):
             distil_task("shortcut", batch=1)
 
 

@@ -313,14 +313,14 @@ def test_a_vaes_halves_are_blocks():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"precision": "fp8"}, "train.precision='fp8'.*no, bf16, fp16"),
-        ({"accumulate": 0}, "train.accumulate=0"),
-        ({"keep": 0}, "train.keep=0"),
-        ({"skip_nonfinite": -1}, "train.skip_nonfinite=-1"),
-        ({"accumulate": 4}, "train.batch=6.*multiple of 4.*train.accumulate=4"),
-        ({"precision": "fp16"}, "train.precision=fp16 needs a GPU.*no, bf16"),
-        ({"device": "xpu"}, "train.device=xpu"),
-        ({"validate_every": 2}, "train.validate_every=2"),
+        ({"precision": "fp8"}, "compute.precision='fp8'.*no, bf16, fp16"),
+        ({"accumulate": 0}, "compute.accumulate=0"),
+        ({"keep": 0}, "compute.keep=0"),
+        ({"skip_nonfinite": -1}, "compute.skip_nonfinite=-1"),
+        ({"accumulate": 4}, "train.batch=6.*multiple of 4.*compute.accumulate=4"),
+        ({"precision": "fp16"}, "compute.precision=fp16 needs a GPU.*no, bf16"),
+        ({"device": "xpu"}, "compute.device=xpu"),
+        ({"validate_every": 2}, "compute.validate_every=2"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(changes, named, tmp_path):
@@ -329,7 +329,7 @@ def test_a_setting_that_cannot_be_used_is_named(changes, named, tmp_path):
 
 
 def test_only_a_loop_can_be_recomputed(tmp_path):
-    with pytest.raises(SettingError, match="train.gradient_checkpointing"):
+    with pytest.raises(SettingError, match="compute.gradient_checkpointing"):
         fit(vae_task(), settings(gradient_checkpointing=True), tmp_path)
 
 

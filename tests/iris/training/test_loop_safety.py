@@ -171,11 +171,12 @@ def test_the_message_names_rows_and_settings(tmp_path):
         task.latents[2] = float("nan")
     bad = next(step for step in range(STEPS) if 2 in batch_indices(4, 2, 0, step))
     with pytest.raises(NonFiniteLoss) as error:
-        fit(task, settings(), tmp_path)
+        fit(task, settings(group="pretrain"), tmp_path)
     text = str(error.value)
     assert text.startswith(f"step {bad + 1}: loss nan, gradient norm nan.")
     assert f"Rows of the batch: {', '.join(map(str, batch_indices(4, 2, 0, bad).tolist()))}" in text
-    for named in ("train.learning_rate=0.003", "train.clip=1.0", "train.precision=no", "train.loss_weight=odds"):
+    own = "pretrain.learning_rate=0.003", "pretrain.clip=1.0", "pretrain.loss_weight=odds", "pretrain.time=logit_normal"
+    for named in (*own, "compute.precision=no", "model.iterations=2"):
         assert named in text
 
 
@@ -221,7 +222,7 @@ def test_bad_steps_are_skipped_up_to_the_limit(value, tmp_path):
     assert [row.get("skipped") for row in rows(tmp_path)] == [None, None, 1, 1, 1, 2, 2, 2]
     tensors, about = load_tensors(tmp_path / CHECKPOINT)
     assert about["skipped"] == 2 and all(tensor.isfinite().all() for tensor in tensors.values())
-    with pytest.raises(NonFiniteLoss, match="step 6.*train.skip_nonfinite=1"):
+    with pytest.raises(NonFiniteLoss, match="step 6.*compute.skip_nonfinite=1"):
         fit(Breaking(bad=(2, 5), value=value), settings(skip_nonfinite=1), tmp_path / "less")
 
 
@@ -256,9 +257,11 @@ def test_skipped_steps_leave_the_average_alone(tmp_path):
     ids=["cuda", "cpu", "python"],
 )
 def test_running_out_of_memory_names_the_knobs(error, tmp_path):
-    from ablations.trial.trial import cause_of
+    from ablations.session.work import cause_of
 
-    with pytest.raises(OutOfMemory, match=r"step 3 with train.batch=4, 2 rows at a time.*train.accumulate=2") as raised:
+    with pytest.raises(
+        OutOfMemory, match=r"step 3 with train.batch=4, 2 rows at a time.*compute.accumulate=2"
+    ) as raised:
         task = Breaking(bad=(2,), error=error)
         split = task.loss
         task.loss = lambda step, part=None: split(step)
@@ -270,7 +273,7 @@ def test_running_out_of_memory_names_the_knobs(error, tmp_path):
 def test_memory_that_a_real_allocation_lacks(tmp_path):
     task = flow_task()
     task.loss = lambda step: torch.empty(1 << 60)
-    with pytest.raises(OutOfMemory, match=r"of size 3 x 4 x 4.*train.gradient_checkpointing=true"):
+    with pytest.raises(OutOfMemory, match=r"of size 3 x 4 x 4.*compute.gradient_checkpointing=true"):
         fit(task, settings(), tmp_path)
 
 
@@ -280,7 +283,7 @@ def test_memory_that_a_look_lacks(tmp_path):
 
     task = Breaking()
     task.validate = look
-    told = r"averaged weights were looked at after step 2: lower sample.count, or set train.validate_every=2 to 0"
+    told = r"averaged weights were looked at after step 2: lower preview.count, or set compute.validate_every=2 to 0"
     with pytest.raises(OutOfMemory, match=told):
         fit(task, settings(validate_every=2), tmp_path)
 

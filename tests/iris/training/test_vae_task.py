@@ -471,7 +471,7 @@ def test_the_mean_over_parts_is_the_whole(of, backbones):
 
 
 def test_an_adaptive_weight_cannot_be_accumulated(tmp_path):
-    with pytest.raises(SettingError, match="train.accumulate=2 must be 1 with adversarial.balance=adaptive"):
+    with pytest.raises(SettingError, match="compute.accumulate=2 must be 1 with adversarial.balance=adaptive"):
         fit(small_task(adversarial=adaptive(start=50)), loop(accumulate=2), tmp_path)
 
 
@@ -669,7 +669,7 @@ def test_terms_that_are_off_cost_nothing():
         ),
         (lambda: small_task(band_psnr_every=2), "^band_psnr_every=2 needs validation"),
         (lambda: small_task(band_psnr_every=-2), "^band_psnr_every=-2"),
-        (lambda: small_task().validate(), "train.validate_every"),
+        (lambda: small_task().validate(), "compute.validate_every"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(make, named):
@@ -679,5 +679,5 @@ def test_a_setting_that_cannot_be_used_is_named(make, named):
 
 def test_a_message_about_a_step_names_the_terms():
     facts = small_task(adversarial=constant()).describe(3)
-    assert facts.settings == {"latent.kl_weight": 1e-4, "latent.detail_weight": 0.5, "adversarial.weight": 0.3}
+    assert facts.settings == {"vae.kl_weight": 1e-4, "vae.detail_weight": 0.5, "adversarial.weight": 0.3}
     assert len(facts.rows) == 6 and facts.size == (16, 16, 3)
