@@ -12,6 +12,7 @@ import difflib
 import functools
 import math
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ import yaml
 
 from iris.errors import SettingError
 
+WIDE = 118  # columns of a help
 FIRST = 1  # the version of settings that were there when versions began to count
 
 
@@ -378,9 +380,17 @@ class Tree:
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def overview(self) -> list[str]:
-        """A line for each group and its options, for ``--help``."""
-        width = max(map(len, self.words))
-        return [f"  {word:{width}} {', '.join(self.options(word))}" for word in self.words]
+        """For ``--help``: a line for each word and its options, the groups of settings, and settings in no group."""
+        width = max(map(len, self.words), default=0)
+        chosen = [f"  {word:{width}} {', '.join(self.options(word))}" for word in self.words]
+        groups = textwrap.wrap(f"Groups that --help GROUP explains: {', '.join(self._kinds)}", WIDE)
+        own = ["Settings in no group:" if groups else "Settings:", *_explained("", self.kind, self.compose([]))]
+        return [*chosen, "", *groups, "", *own] if self._kinds else own
+
+    @property
+    def _kinds(self) -> dict[str, type]:
+        """Group -> its dataclass."""
+        return {name: hint for name, hint in _hints(self.kind).items() if dataclasses.is_dataclass(hint)}
 
     def explain(self, group: str) -> list[str]:
         """A line for each setting of a group: name, default, what it is, what it may be.
@@ -388,21 +398,22 @@ class Tree:
         Raises:
             SettingError: no such group.
         """
-        kinds = {name: hint for name, hint in _hints(self.kind).items() if dataclasses.is_dataclass(hint)}
+        kinds = self._kinds
         if group not in kinds:
             raise SettingError(f"--help {group}: no such group{suggestion(group, kinds)}; allowed: {', '.join(kinds)}")
-        return list(_explained(group, kinds[group], self.compose([])[group]))
+        return list(_explained(f"{group}.", kinds[group], self.compose([])[group]))
 
     def dump(self, values: Mapping[str, Any]) -> str:
         """The composed settings as YAML, as ``--cfg job`` shows them."""
         return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _explained(group: str, kind: type, values: Mapping[str, Any]) -> Iterable[str]:
+def _explained(prefix: str, kind: type, values: Mapping[str, Any]) -> Iterable[str]:
+    """A line a setting; groups within a group too, but not those of the whole tree, which have a --help of their own."""
     for one in dataclasses.fields(kind):
-        hint, about, name = _hints(kind)[one.name], one.metadata, f"{group}.{one.name}"
+        hint, about, name = _hints(kind)[one.name], one.metadata, f"{prefix}{one.name}"
         if dataclasses.is_dataclass(hint):
-            yield from _explained(name, hint, values[one.name])
+            yield from _explained(f"{name}.", hint, values[one.name]) if prefix else ()
             continue
         shown = yaml.dump(values[one.name], Dumper=_Dumper, default_flow_style=True, width=200).partition("\n")[0]
         words = [about.get("help", "")]

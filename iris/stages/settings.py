@@ -152,9 +152,12 @@ SCALES: dict[str, dict[str, Any]] = {
     "gpu": {
         "data": {"validation": 10000},
         "latent": {"store": "float16"},
+        "vae": {"steps": 20000, "batch": 256, "learning_rate": 1.0e-3, "ema": 0.9995},
         "model": {"dim": 384, "heads": 6, "core": 2, "iterations": 8},
         "pretrain": {"steps": 40000, "batch": 256, "learning_rate": 1.0e-3, "ema": 0.9995},
         "train": {"steps": 40000, "batch": 256, "learning_rate": 1.0e-3, "ema": 0.9995},
+        "finetune": {"steps": 4000, "batch": 256, "ema": 0.9995},
+        "distill": {"steps": 20000, "batch": 256, "ema": 0.9995},
         "compute": {"device": "auto", "precision": "bf16", "log_every": 50, "checkpoint_seconds": 120.0},
     },
 }

@@ -16,9 +16,9 @@ import slurm_jobs
 from slurm_jobs import SCRIPT
 from test_launch import launcher
 
-from ablations.launch.job import Job
-from ablations.launch.backend import JobRun, run_jobs
 from ablations.launch import slurm
+from ablations.launch.backend import JobRun, run_jobs
+from ablations.launch.job import Job
 from iris.errors import SettingError
 from iris.io.files import read_json
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablations.trial.stages import Stages
+from ablations.trial.trial import _guarded
 from test_launch import launcher
 from torch import nn
 
-from ablations.launch.job import Job
-from ablations.launch.backend import JobRun, run_jobs
 from ablations.launch import pool
-from ablations.trial.stages import Stages
-from ablations.trial.trial import _guarded
+from ablations.launch.backend import JobRun, run_jobs
+from ablations.launch.job import Job
 from iris.randomness import initialise
 from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import OptimiserSettings

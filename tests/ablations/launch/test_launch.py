@@ -12,9 +12,9 @@ import launched
 import pytest
 import submitit.core.core
 
-from ablations.launch.job import Job
-from ablations.launch.backend import JobRun, make_backend, run_jobs
 from ablations.launch import pool
+from ablations.launch.backend import JobRun, make_backend, run_jobs
+from ablations.launch.job import Job
 from ablations.launch.processes import thread_environment
 from ablations.question.settings import Launcher
 
@@ -139,9 +139,8 @@ def test_a_job_over_its_time_is_a_timeout(seen):
 
 def test_a_trial_over_its_time_is_a_timeout():
     """submitit raises this inside the job, where a trial writes down what stopped it."""
-    from submitit.core.utils import UncompletedJobError
-
     from ablations.trial.trial import cause_of
+    from submitit.core.utils import UncompletedJobError
 
     assert cause_of(UncompletedJobError("Job not requeued because: timed-out and not checkpointable.")) == "timeout"
 

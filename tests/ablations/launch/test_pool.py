@@ -15,10 +15,9 @@ import launched
 import pytest
 from test_launch import launcher
 
-from ablations.launch.job import Job
-from ablations.launch.backend import JobRun, run_jobs
 from ablations.launch import pool
-from ablations.launch.job import failure
+from ablations.launch.backend import JobRun, run_jobs
+from ablations.launch.job import Job, failure
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[3]

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from ablations import diff, gc, show
-from ablations.session import actions
-from ablations.session.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
 from ablations.launch.heartbeat import Listener, heartbeat
 from ablations.launch.pool import try_lock
 from ablations.launch.trial_state import state_of
+from ablations.session import actions
+from ablations.session.grid_record import CANCELLED, Entry, GridRecord, load_record, record_path
 from iris.errors import SettingError
 
 VALUES = {

@@ -6,15 +6,15 @@ import io
 from pathlib import Path
 
 import pytest
+from ablations.question.halving import Halving, rung_plan
 from rich.console import Console
 from test_grid import settings_from
 from test_halving import SCORES, give
 
+from ablations.question.plan import make_plan
 from ablations.session.grid_record import load_record
 from ablations.session.session import Detached, Session
 from ablations.session.watch import Watch
-from ablations.question.halving import Halving, rung_plan
-from ablations.question.plan import make_plan
 
 
 class Noting:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablations.trial.model import build_latent_of, sampling_of
 from test_grid import settings_from
 
 from ablations.question.grid import RESULTS_VERSION
 from ablations.question.plan import Plan, _example, make_plan
-from ablations.trial.model import build_latent_of, sampling_of
 from iris.pipeline import IrisPipeline
 from iris.randomness import initialise
 from iris.training.optimiser import Optimisers, OptimiserSettings
