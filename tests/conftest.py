@@ -14,8 +14,8 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # Tests fork, and train in the child. Autograd refuses that when it was first used after an exporter had been loaded,
 # since it then starts threads; it is used here, before any test.
