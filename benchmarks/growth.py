@@ -15,6 +15,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 
 from ablations.report.charts import STYLE, log_axis, new_figure
 from ablations.report.palette import DASHES, HUES, MARKERS
@@ -81,7 +82,7 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
             figure.savefig(path.with_suffix(suffix), **options)
 
 
-def _label(axes: matplotlib.axes.Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+def _label(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Names at the right, moved apart until none covers another."""
     low, high = (math.log(value) for value in axes.get_ylim())
     line, right = (high - low) * 0.045, max(x for x, _, _ in ends.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ablations.report.measures import number
 from ablations.report.palette import HUES, INK, MUTED, PAPER, RULE
@@ -115,6 +115,6 @@ def log_axis(axes: Axes, which: str, values: list[float]) -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     span = max(values) / min(values)
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1000 else number(v)))
     axis.set_minor_formatter(NullFormatter())

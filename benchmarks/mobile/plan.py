@@ -110,14 +110,14 @@ class Plan:
     @classmethod
     def of(cls, words: Sequence[str]) -> Plan:
         """The plan of a command line."""
-        given: dict[str, Any] = {"work": "", "phase": "all", "threads": "0"}
+        given = {"phase": "all", "threads": "0"}
         for word in words:
             key, equals, value = word.partition("=")
             if not equals:
                 raise SettingError(f"{word!r} is not a word of the form name=value")
             require_choice("the name of a word", key, tuple(field.name for field in fields(cls)))
             given[key] = value
-        if not given["work"]:
+        if not given.get("work"):
             raise SettingError("work=DIR is needed: a folder for several GB of files")
         values = {name: _read(name, value) for name, value in given.items()}
         if values["phase"] == ("all",):

@@ -132,7 +132,7 @@ def load_for_measuring(given: dict[str, Any]) -> Callable[[], Tensor]:
 def _imports(given: dict[str, Any]) -> None:
     """Import what loading will need, so that it is counted with the runtime and not with the weights."""
     if given.get("part") in (None, "text") and Given.of(given).source().text_name == "clip":
-        from transformers import CLIPTextModel, CLIPTokenizerFast  # noqa: F401
+        from transformers import CLIPTextModel, CLIPTokenizerFast  # noqa: F401  # ty: ignore[missing-module-member]
 
 
 load_for_measuring.imports = _imports

@@ -133,6 +133,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process; it is killed when it does not go by itself."""
+        assert self._process.stdin is not None
         try:
             with self._process.stdin as requests:  # leaving flushes, so a dead worker shows here as a broken pipe
                 requests.write('{"do": "quit"}\n')

@@ -222,7 +222,7 @@ def _folder(request: Request, extra: Mapping[str, str] | None = None) -> dataset
     return _from_files(request, "imagefolder", extra, data_dir=str(root))
 
 
-SOURCES: dict[str, Callable[[Request], datasets.DatasetDict]] = {
+SOURCES: dict[str, Callable[..., datasets.DatasetDict]] = {
     "shapes": _drawn,
     "shapes2": _drawn,
     "parquet": _parquet,

@@ -72,8 +72,8 @@ class RatedConv2d(ScaledConv2d):
         self.rate = rate  # first, because nn.Conv2d draws its weights
         super().__init__(*sizes, gain=1 / rate, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.rate * self.weight, self.rate * self.bias, self.stride, self.padding)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.rate * self.weight, self.rate * self.bias, self.stride, self.padding)
 
 
 class PatchDiscriminator(nn.Module):

@@ -105,7 +105,7 @@ def shape_only(config: Mapping[str, Any] = VIT_L_14) -> nn.Module:
 
 def _load(source: str) -> tuple[nn.Module, Any]:
     """The text model and its tokenizer."""
-    from transformers import CLIPTextModel, CLIPTokenizerFast
+    from transformers import CLIPTextModel, CLIPTokenizerFast  # ty: ignore[missing-module-member]
 
     folder, words = locate(source)
     try:
