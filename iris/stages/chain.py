@@ -11,7 +11,7 @@ from dataclasses import replace
 from iris.errors import SettingError
 from iris.stages.data import unselected
 from iris.stages.engine import Context, Stage, Work, named
-from iris.stages.flow import AestheticStage, ClassStage, OnLatents, TextStage, latent_behind
+from iris.stages.flow import AestheticStage, ClassStage, OnLatents, TextStage, latent_behind, text_of_folder
 from iris.stages.latent import LatentStage
 from iris.stages.settings import STAGES, Recipe
 from iris.stages.student import StudentStage
@@ -89,4 +89,6 @@ def _start(recipe: Recipe, context: Context) -> Work | None:
         raise SettingError(
             f"latent.weights={recipe.latent.weights}: the weights of start={word} bring their own latent; allowed: null"
         )
-    return named("start", word, context)
+    found = named("start", word, context)
+    text_of_folder(found)  # a latent's weights are no start
+    return found

@@ -85,7 +85,7 @@ class OnLatents(Trained):
         """Whether the text is the name of the picture's class: of stage class, and of what goes on with its model."""
         if self.stage in ("class", "text") or self.start is None:
             return self.stage == "class"
-        return self.start.by_class if isinstance(self.start, OnLatents) else knows_classes(self.start.place)
+        return self.start.by_class if isinstance(self.start, OnLatents) else text_of_folder(self.start).get("name") == "labels"
 
     @property
     def live(self) -> bool:
@@ -335,7 +335,7 @@ def frozen_text_of(start: Work) -> tuple[Any, str] | None:
     """The frozen text encoder of weights, as ``OnLatents.frozen_text``."""
     if isinstance(start, OnLatents):
         return start.frozen_text()
-    about = _text_of_folder(start)
+    about = text_of_folder(start)
     if about.get("name") != "clip":
         return None
     text = read_folder(start.place).model.text
@@ -359,22 +359,18 @@ def adopt(model: TextToLatent, start: TextToLatent, word: str | None) -> None:
         model.text.load_state_dict(start.text.state_dict())
 
 
-def _text_of_folder(start: Work) -> Mapping[str, Any]:
+def text_of_folder(start: Work) -> Mapping[str, Any]:
+    """What the configuration of a model's folder says of its text encoder.
+
+    Raises:
+        SettingError: no configuration of a pipeline; a latent's, for one.
+    """
     folder = start.place
     try:
         text = json.loads((folder / CONFIG).read_text())["text"]
         return text if isinstance(text, Mapping) else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"start={folder}: {CONFIG} is not one that a pipeline wrote") from error
-
-
-def knows_classes(folder: Path) -> bool:
-    """Whether a pipeline's folder holds a model of classes.
-
-    Raises:
-        SettingError: no configuration of a pipeline.
-    """
-    return _text_of_folder(Finished("", folder)).get("name") == "labels"
+        raise SettingError(f"start={folder}: {CONFIG} is none of a model with a generator") from error
 
 
 def columns_of(count: int) -> int:

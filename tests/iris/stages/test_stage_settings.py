@@ -95,6 +95,13 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_made(words, expected, 
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+def test_the_weights_of_a_latent_are_no_start(tmp_path):
+    (tmp_path / "latent").mkdir()
+    (tmp_path / "latent" / "config.json").write_text('{"name": "haar"}')
+    with pytest.raises(SettingError, match=r"start=.*latent: config\.json is none of a model with a generator"):
+        stage(tmp_path, "stage=text", f"start={tmp_path / 'latent'}")
+
+
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "runs/pixels.bin")
 
 
