@@ -136,7 +136,7 @@ def test_another_judge_only_judges(base, tmp_path):
     (tmp_path / "weights.pt").write_text("x")
     clip, prefixed = (
         chain_from("judge=clip_vit_b32", f"judge.weights={tmp_path}/weights.pt", *more)
-        for more in ([], ["judge.prefix='A photo of '"])
+        for more in ([], ["judge.prefix=A photo of "])
     )
     assert {kind for kind in keys(base) if keys(base)[kind] == keys(clip).get(kind)} == {
         "data", "latent", "encoded", "text"

@@ -15,7 +15,6 @@ from ablations.question.settings import TrialSettings, grids
 from iris.errors import SettingError
 from iris.pipeline import IrisPipeline
 
-
 ROOT = Path(__file__).parents[3]
 
 
