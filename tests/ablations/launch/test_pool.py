@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import launched
 import pytest
 from test_launch import launcher
@@ -21,21 +20,6 @@ from ablations.launch.job import Job, failure
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[3]
-DRIVER = """
-import sys
-from pathlib import Path
-import launched
-from test_launch import launcher
-from ablations.launch.job import Job
-from ablations.launch.backend import JobRun, make_backend, run_jobs
-root, workers, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-jobs = [Job(key, launched.count, {"seconds": seconds}, root / "jobs" / key) for key in sys.argv[4:]]
-errors = []
-run = JobRun(jobs, make_backend(launcher(workers=workers), root, 1), lambda job: print("started", job.key, flush=True),
-             lambda job, error: errors.append(error))
-run_jobs(run, lambda: None)
-sys.exit(1 if any(errors) else 0)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +28,12 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool.Pool, "poll_seconds", 0.05)
 
 
-def driver(root: Path, workers: int, seconds: float, *keys: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(root), str(workers), str(seconds), *keys], stdout=subprocess.PIPE, text=True
-    )
+def drive(root: Path, workers: int, seconds: float, *keys: str) -> int:
+    """A driver, to be run in a process of its own; its exit code."""
+    jobs = [Job(key, launched.count, {"seconds": seconds}, root / "jobs" / key) for key in keys]
+    ended: dict[str, Any] = {}
+    run_jobs(make(root, jobs, ended, workers), lambda: None)
+    return 1 if any(ended.values()) else 0
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -74,8 +60,7 @@ def slot(root: Path, number: int = 0) -> dict[str, Any]:
 
 def test_two_drivers_share_slots_and_run_each_job_once(tmp_path):
     keys = [f"job{i}" for i in range(5)]
-    drivers = [driver(tmp_path, 2, 0.3, *keys), driver(tmp_path, 2, 0.3, *keys)]
-    assert [process.wait(120) for process in drivers] == [0, 0]
+    assert forked.together(lambda rank: drive(tmp_path, 2, 0.3, *keys), [{}, {}], timeout=120) == [0, 0]
     for key in keys:
         assert len(marks(tmp_path, key, "began")) == len(marks(tmp_path, key, "ended")) == 1
     spans = [tuple(float(marks(tmp_path, key, name)[0].split()[1]) for name in ("began", "ended")) for key in keys]
@@ -83,11 +68,11 @@ def test_two_drivers_share_slots_and_run_each_job_once(tmp_path):
 
 
 def test_workers_go_on_when_the_driver_is_killed(tmp_path):
-    first = driver(tmp_path, 1, 0.5, "a", "b")
+    first = forked.start(lambda: drive(tmp_path, 1, 0.5, "a", "b"))
     until(lambda: marks(tmp_path, "a", "began"))
-    first.kill()
-    first.wait()
-    assert driver(tmp_path, 1, 0.5, "a", "b").wait(120) == 0
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: forked.ended(first)) == -signal.SIGKILL
+    assert forked.together(lambda rank: drive(tmp_path, 1, 0.5, "a", "b"), [{}], timeout=120) == [0]
     assert [len(marks(tmp_path, key, "began")) for key in "ab"] == [1, 1]
 
 
