@@ -66,7 +66,7 @@ def obey(verb: str, words: list[str]) -> int:
 
 def _check_names(verb: str, names: list[str], module: ModuleType) -> None:
     fewest, most = module.NAMES
-    if not fewest <= len(names) <= (most or len(names)):
+    if len(names) < fewest or (most is not None and len(names) > most):
         usage = next(line.strip() for line in module.HELP.splitlines() if "python -m ablations" in line)
         raise SettingError(f"{verb}: {len(names)} names given; write: {usage}")
 

@@ -9,7 +9,7 @@ from ablations.launch.job import Job
 from ablations.question.plan import Plan, Trial
 from ablations.session import jobs
 from iris.stages.engine import Stage
-from iris.stages.flow import OnLatents
+from iris.stages.trained import Trained
 
 SMALL = ("data", "encoded", "reference")  # stages that a person need not hear of beside others
 
@@ -43,8 +43,8 @@ class Shared:
 
     @property
     def trains(self) -> bool:
-        """Whether a model is trained here, which must give the same numbers whoever does it."""
-        return any(isinstance(stage, OnLatents) for stage in self.stages)
+        """Whether a latent or a model is trained here, which must give the same numbers whoever does it, and when."""
+        return any(isinstance(stage, Trained) for stage in self.stages)
 
     def all_before(self) -> list[Shared]:
         """Everything that must be there before, each once."""

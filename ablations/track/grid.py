@@ -18,7 +18,7 @@ from ablations.track.store import RunContent
 from ablations.track.work import Work, as_params, data_tags, numbers
 
 DIGEST_LENGTH = 36  # MLflow's limit for a dataset digest
-SUMMARY = ("fid", "clip_score", "accuracy_caption", "latency_ratio", "peak_memory_mb", "params_m")
+SUMMARY = ("fid", "clip_score", "accuracy_all", "latency_ratio", "peak_memory_mb", "params_m")
 FILES = ("settings.json", "gates.json", "result.json", "error.json")
 ERROR = ("cause", "message", "log")
 

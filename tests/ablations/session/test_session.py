@@ -1,20 +1,22 @@
-"""An invocation of a grid: the rungs of its halving as other commands see them, and what an interrupt does."""
+"""An invocation of a grid: what is run and told, what an interrupt does, and what is known of each trial."""
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
-from ablations.question.halving import Halving, rung_plan
+from planned import settings_from
 from rich.console import Console
-from test_grid import settings_from
-from test_halving import SCORES, give
 
-from ablations.question.plan import make_plan
-from ablations.session.grid_record import load_record
-from ablations.session.session import Detached, Session
+from ablations.launch.job import Job
+from ablations.question.plan import Plan, make_plan
+from ablations.session import jobs
+from ablations.session.grid_record import CANCELLED, load_record
+from ablations.session.session import Cancelled, Detached, Session
 from ablations.session.watch import Watch
+from iris.errors import SettingError
 
 
 class Noting:
@@ -24,64 +26,133 @@ class Noting:
         self.called: list[str] = []
 
     def __getattr__(self, name: str):
-        return lambda: self.called.append(name)
+        return lambda *given: self.called.append(name)
 
 
-def said(run: Session) -> str:
-    return run.watch.console.file.getvalue()
-
-
-def session(folder: Path, *more: str) -> Session:
-    words = ("grid=mixers", "grid.match=none", "train.steps=80", f"runs_dir={folder}", "seeds=[0,1]", *more)
-    settings, values = settings_from(*words)
+def session(folder: Path, *more: str, only: set[str] | None = None) -> Session:
+    words = ("grid=mixers", "grid.match=none", "scale=smoke", f"runs_dir={folder}", "seeds=[0,1]", *more)
+    settings = settings_from(*words)
     watch = Watch("mixers", console=Console(file=io.StringIO()))
-    return Session(settings, values, make_plan(settings, values), watch, Noting(), folder / "grid.json")
+    record, report = folder / "grid.json", folder / "report"
+    return Session(settings, make_plan(settings), watch, Noting(), record, report, only)
 
 
-def test_status_sees_the_rung_that_runs_and_then_who_went_on(tmp_path):
-    run, seen = session(tmp_path), []
-
-    def follow(jobs):
-        seen.append({entry.key for entry in load_record(tmp_path / "grid.json").trials})
-        give(run.plan, SCORES)
-
-    run._follow = follow
-    whole = {trial.key for trial in run.plan.trials}
-    run._halve(Halving(2, 0.5))
-    assert [len(keys) for keys in seen] == [10, 6] and not any(keys & whole for keys in seen)
-    left = {entry.key for entry in load_record(tmp_path / "grid.json").trials}
-    assert left == {trial.key for trial in run.plan.trials} < whole and len(left) == 4
+def said(run: Session) -> list[str]:
+    return run.watch.console.file.getvalue().splitlines()
 
 
-def test_a_report_has_the_arms_that_went_on(tmp_path):
+def finish(plan: Plan, *keys: str, fid: float = 3.0) -> None:
+    """Results of trials; of all where none is named."""
+    for trial in plan.trials:
+        if not keys or trial.key in keys:
+            folder = plan.folder(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = {"metrics": {"fid": fid}, "seconds": {"train": 2.0, "images": 1.0}, "environment": {"cpu": "a"}}
+            (folder / "result.json").write_text(json.dumps(result))
+
+
+# -- what is run ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_not_run_again(tmp_path):
     run = session(tmp_path)
-    run._follow = lambda jobs: give(run.plan, SCORES)
-    run._halve(Halving(2, 0.5))
-    report = session(tmp_path, "action=report")
-    report._halve(Halving(2, 0.5))
-    assert report.notes == run.notes and {t.key for t in report.plan.trials} == {t.key for t in run.plan.trials}
-    trial = rung_plan(report.plan, [0, 1], 0.5).trials[0]
-    (report.plan.folder(trial) / "result.json").unlink()
-    early = session(tmp_path, "action=report")
-    early._halve(Halving(2, 0.5))
-    assert early.notes[-1] == "Successive halving: rung 2 of 2 is not finished." and len(early.plan.arms) == 3
+    keys = [trial.key for trial in run.plan.trials]
+    assert [job.key for job in run._jobs() if job.function is jobs.trial] == keys
+    finish(run.plan, *keys[:3])
+    again = session(tmp_path)
+    assert again.cached == set(keys[:3])
+    assert [job.key for job in again._jobs() if job.function is jobs.trial] == keys[3:]
+    few = session(tmp_path, only={keys[0], keys[4]})  # as a retry of what failed
+    assert [job.key for job in few._jobs()] == [keys[4]]
 
 
-def test_retry_of_a_rung_goes_on_behind_it(tmp_path):
+def test_a_grid_leaves_a_record_before_anything_runs_and_a_report_leaves_none(tmp_path):
+    (tmp_path / "grid.json").with_suffix(CANCELLED).touch()
     run = session(tmp_path)
-    short = rung_plan(run.plan, [0, 1], 0.25)
-    give(short, SCORES)
-    failed = short.trials[3]
-    (run.plan.folder(failed) / "result.json").unlink()
-    run.only, listed = {failed.key}, []
+    record = load_record(tmp_path / "grid.json")
+    assert [entry.key for entry in record.trials] == [trial.key for trial in run.plan.trials]
+    assert not (tmp_path / "grid.json").with_suffix(CANCELLED).exists()  # what was cancelled is not any more
+    other = tmp_path / "other"
+    assert session(other, "action=report").reads_only and not other.exists()
 
-    def follow(jobs):
-        listed.append([job.key for job in jobs if not job.key.startswith("prepare-")])
-        give(run.plan, SCORES)
 
-    run._follow = follow
-    run._halve(Halving(2, 0.5))
-    assert listed[0] == [failed.key] and len(listed[1]) == 6
+def test_many_trials_that_were_finished_before_are_told_of_in_one_line(tmp_path):
+    for seeds, lines in (("[0,1]", 10), ("[0,1,2,3,4]", 1)):
+        finish(session(tmp_path, f"seeds={seeds}").plan)
+        run = session(tmp_path, f"seeds={seeds}")
+        with run.watch:
+            run._show(run._jobs())
+            run.watch.update()
+        assert sum("finished before" in line for line in said(run)) == lines
+    assert "25 of 25 trials were finished before and are taken as they are" in "\n".join(said(run))
+
+
+def test_shared_work_is_shown_before_the_trials(tmp_path):
+    run = session(tmp_path, "latent=haar")
+    run._show(run._jobs())
+    labels = [row.label for row in run.watch._rows.values()]
+    assert labels[-10:] == [trial.label for trial in run.plan.trials] and "latent haar" in labels[0]
+
+
+# -- what ends ------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_trial_is_told_to_the_person_and_the_tracker(tmp_path):
+    run = session(tmp_path, "seeds=[0]")
+    first, second = run.plan.trials[:2]
+    finish(run.plan, first.key)
+    run._show(run._jobs())
+    for trial, error in ((first, None), (second, {"cause": "nan", "message": "loss nan", "log": "x"})):
+        job = Job(trial.key, jobs.trial, {}, run.plan.folder(trial))
+        run._started(job)
+        run._ended(job, error)
+    assert run.tracker.called == ["trial_started", "trial_finished"] * 2
+    told = "\n".join(said(run))
+    assert f"{first.label}: done in 0:00: FID 3" in told and f"{second.label}: failed in 0:00: nan: loss nan" in told
+
+
+def test_bad_data_end_the_grid_and_other_failures_of_shared_work_are_told(tmp_path):
+    run = session(tmp_path)
+    run.backend = run.tracker
+    run._show(run._jobs())
+    shared = next(job for job in run._jobs() if job.function is jobs.stages)
+    run._ended(shared, {"cause": "oom", "kind": "OutOfMemory", "message": "no memory", "log": "shared.log"})
+    assert any("shared work failed (oom): no memory (log: shared.log)" in line for line in said(run))
+    assert run.tracker.called == []
+    with pytest.raises(SettingError, match="row 3 is damaged"):
+        run._ended(shared, {"cause": "error", "kind": "SettingError", "message": "row 3 is damaged", "log": ""})
+    assert run.tracker.called == ["cancel"]
+
+
+def test_a_record_says_what_is_known_of_a_trial_now(tmp_path):
+    run = session(tmp_path, "seeds=[0]")
+    done, failed, stopped, waiting, _ = run.plan.trials
+    finish(run.plan, done.key)
+    for trial, name, value in (
+        (failed, "error.json", {"cause": "oom", "message": "no memory"}),
+        (stopped, "status.json", {"state": "running", "phase": "train"}),
+    ):
+        run.plan.folder(trial).mkdir(parents=True)
+        (run.plan.folder(trial) / name).write_text(json.dumps(value))
+    found = run.record(done, {"latency_ms": 7.0})
+    assert (found.state, found.error, found.environment) == ("done", None, {"cpu": "a"})
+    assert found.metrics == {"fid": 3.0, "latency_ms": 7.0, "train_seconds": 2.0}
+    assert found.settings == done.settings and found.curve == tmp_path / done.curves[-1]
+    causes = [run.record(trial, {"latency_ms": 7.0}) for trial in (failed, stopped, waiting)]
+    assert [record.error["cause"] for record in causes] == ["oom", "stopped", "waiting"]
+    assert all(record.state == "failed" and record.metrics == {} for record in causes)
+
+
+def test_an_outcome_has_the_question_the_arms_and_what_a_reader_must_know(tmp_path):
+    run = session(tmp_path, "seeds=[0]", "grid.decide.expect={furier: worse, fourier: worse}")
+    outcome = run.outcome([])
+    assert outcome.axes == {"model.mixer": ["grfm", "attention", "fourier", "recurrence", "spatial"]}
+    assert outcome.decide["expect"] == {"fourier": "worse"} and outcome.name == "mixers" and outcome.match == "none"
+    assert outcome.judge["name"] == "shapes" and len(outcome.data["fingerprint"]) == 16
+    assert any("names furier, which no arm of this run is" in note for note in outcome.notes)
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +168,7 @@ def test_retry_of_a_rung_goes_on_behind_it(tmp_path):
 def test_an_interrupt_is_answered_as_the_settings_or_the_person_say(
     tmp_path, monkeypatch, word, answer, raised, called
 ):
-    run = session(tmp_path, f"launcher.interrupt={word}")
+    run = session(tmp_path, "seeds=[0]", f"launcher.interrupt={word}")
     run.backend = run.tracker
     monkeypatch.setattr(run.watch, "ask", lambda question, answers, usual: answer)
     if raised is None:
@@ -108,13 +179,20 @@ def test_an_interrupt_is_answered_as_the_settings_or_the_person_say(
     assert run.tracker.called == called
 
 
-def test_many_trials_that_were_finished_before_are_told_of_in_one_line(tmp_path):
-    for seeds, lines in (((0, 1), 10), (range(5), 1)):
-        words = f"seeds={list(seeds)}".replace(" ", "")
-        give(session(tmp_path, words).plan, SCORES)
-        run = session(tmp_path, words)
-        with run.watch:
-            run._show()
-            run.watch.update()
-        assert sum("finished before" in line for line in said(run).splitlines()) == lines
-    assert "25 of 25 trials were finished before and are taken as they are" in said(run)
+def test_an_interrupt_ends_what_runs_in_this_process(tmp_path):
+    run = session(tmp_path, "seeds=[0]", "launcher=inline", "launcher.interrupt=detach")
+    with pytest.raises(KeyboardInterrupt):
+        run._interrupted()
+    assert run.tracker.called == []
+
+
+def test_a_cancel_from_another_terminal_ends_it(tmp_path):
+    run = session(tmp_path, "seeds=[0]")
+    run.backend = run.tracker
+    run.backend.places = dict
+    run._tick()
+    assert run.tracker.called == []
+    (tmp_path / "grid.json").with_suffix(CANCELLED).touch()
+    with pytest.raises(Cancelled):
+        run._tick()
+    assert run.tracker.called == ["cancel"]

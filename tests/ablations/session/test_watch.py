@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.summary import summary_renderables
-from ablations.session.watch import Watch, clock_text, number
+from ablations.session.watch import Watch
 
 
 class Clock:
@@ -73,6 +73,8 @@ def make_record(arm: str, seed: int = 0, state: str = "done", **metrics: float) 
         settings={},
         metrics=metrics,
         folder=Path("."),
+        curves=(),
+        model="",
         error=error,
     )
 
@@ -101,7 +103,7 @@ FULL = {
     "clip_score": 31.2,
     "accuracy_colour": 0.953,
     "accuracy_shape": 0.81,
-    "accuracy_caption": 0.61,
+    "accuracy_all": 0.61,
     "latency_ratio": 1.24,
     "latency_ms": 131.2,
     "peak_memory_mb": 1412.0,
@@ -315,11 +317,6 @@ def test_summary_of_many_lists_the_best_and_the_baseline() -> None:
         sum(line.startswith("failed bad") for line in lines) == 20
         and "and 5 more failed; the report has all of them" in lines
     )
-
-
-def test_numbers_for_narrow_columns() -> None:
-    assert [clock_text(value) for value in (0, 59.6, 3599, 3900, 400_000)] == ["0:00", "1:00", "59:59", "1h05", "4d"]
-    assert [number(value) for value in (0.12345, 12.345, 1e7, float("nan"))] == ["0.1235", "12.3", "1e+07", "nan"]
 
 
 def test_neither_torch_nor_mlflow_is_imported() -> None:
