@@ -19,13 +19,13 @@ import pytest
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])]
 STEPS = 100
 SETTINGS = (
     "grid=mixers",
     "scale=smoke",
     f"train.steps={STEPS}",
-    "train.checkpoint_seconds=0",
+    "compute.checkpoint_seconds=0",
     "model.iterations=2",
     "threads=1",
     "track.models_mb=0",
@@ -109,7 +109,7 @@ class Grid:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     """Two of the grid's arms by a local worker, on as many threads: another number rounds otherwise."""
     grid = Grid(tmp_path_factory.mktemp("local"))
-    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1", "measure.latency_rounds=0")
+    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1", "measure.latency.rounds=0")
     return grid
 
 
@@ -158,7 +158,7 @@ def test_two_nodes_share_a_trial_that_is_requeued_in_mid_training(local, cluster
         "grid.axes={model.mixer: [grfm]}",
         *SLURM,
         "launcher.nodes=2",
-        "measure.latency_rounds=0",
+        "measure.latency.rounds=0",
         tick=lambda: grid.requeue("grfm", before),
     )
     assert "NumNodes=2 " in grid.job("grfm") and "Restarts=1" in grid.job("grfm") and 0 < before[-1]["step"] < STEPS
