@@ -193,8 +193,8 @@ def _trial_table(plan: Plan, seconds: dict[str, float]) -> Table:
     from ablations.question.costs import parameters
 
     table = Table(box=None, pad_edge=False)
-    for name in ("trial", "key"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("trial")  # the one that gives way in a narrow terminal: a key cut short names nothing
+    table.add_column("key", no_wrap=True)
     for name in ("params", "steps", "minutes"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -225,7 +225,8 @@ def _shared_table(plan: Plan) -> Table:
             users[stage.key] = users.get(stage.key, 0) + 1
             stages[stage.key] = stage
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "key", "trials", "state"):
+    table.add_column("stage")
+    for name in ("key", "trials", "state"):
         table.add_column(name, justify="right" if name == "trials" else "left", no_wrap=True)
     for key, stage in stages.items():
         if users[key] > 1 or isinstance(stage, OnLatents):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# Measures of a grid's models beside one another (ablations.trial.speed), which a trial by itself does not have.
+# Measures of a grid's models beside one another (ablations.session.arm_speed), which a trial by itself does not have.
 SPEED = (
     "latency_ms",
     "latency_q1_ms",

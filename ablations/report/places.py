@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ HOW = ("seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "ac
 
 def report_folder(reports: Path, grid: str, words: Sequence[str]) -> Path:
     """The folder of a command's report: ``reports``/GRID, or, with settings of its own, one below it named by them."""
-    own = sorted(_shown(word) for word in words if _asks(word.partition("=")[0]))
+    own = sorted(word for word in words if _asks(word.partition("=")[0]))
     if not own:
         return reports / grid
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", " ".join(own)).strip("_.")
-    if len(name) > LONGEST:
+    shown = [_shown(word) for word in own]
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", " ".join(shown)).strip("_.")
+    if len(name) > LONGEST or shown != own:  # what is left out of the name tells two questions apart
         name = f"{name[:LONGEST]}-{digest(own)[:6]}"
     return reports / grid / name
 
@@ -57,7 +59,7 @@ def neighbours(folder: Path, grid: str) -> list[Neighbour]:
         about: dict[str, Any] | None = read_json(place / VERDICT)
         if place == folder or about is None or about.get("grid") != grid:
             continue
-        shown = place.relative_to(top).as_posix() if top == folder else f"../{place.relative_to(top).as_posix()}"
         name = "" if place == top else place.name
+        shown = os.path.relpath(place, folder)
         found.append(Neighbour(shown, name, str(about.get("verdict")), str(about.get("written"))))
     return sorted(found, key=lambda one: one.written, reverse=True)

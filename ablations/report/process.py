@@ -17,7 +17,7 @@ class ReportLost(RuntimeError):
 
 
 def write_report_apart(outcome: GridOutcome, folder: Path) -> tuple[Path, str]:
-    """As ``ablations.report.write_report``; returns the path of index.html and the verdict's word.
+    """As ``ablations.report.build.write_report``; returns the path of index.html and the verdict's word.
 
     Raises what ``write_report`` raises, and ReportLost when the process ended without an answer.
     """

@@ -20,7 +20,6 @@ from eval.metrics.fid import RankDeficientWarning, frechet_distance
 from eval.metrics.objects import count_objects
 from eval.metrics.quality import Measure, measure_quality
 from eval.metrics.skills import COUNT, Share, SkillSummary, right_by_skill, summarise_skills
-from eval.report.duplicates_page import expected_high, write_page
 from eval.results import DUPLICATES, Number
 from eval.stages.data import CHUNK, Rows, attributes_of, fresh_pictures, in_parts
 from eval.stages.evaluation import Evaluation
@@ -283,6 +282,8 @@ class Copies(Score):
         return super().facts() | chosen | {"data": self.run.data.fingerprint("validation")}
 
     def measure(self) -> None:
+        from eval.report.duplicates_page import expected_high, write_page  # 70 MB that planning does not need
+
         run, chosen, data = self.run, self.run.measure.duplicates, self.run.data
         parts = (
             fresh_pictures(data.world, self.images.captions, chosen.heldout, run.seed, data.size)

@@ -1,4 +1,4 @@
-"""A grid's outcome with trial folders as the trials leave them, made up from a seed: for tests of what reads them."""
+"""A grid's outcome with folders as its trials and trainings leave them, made up from a seed: for tests of what reads them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ARMS = {
     "recurrence": (25.2, 31.1, 0.89, 0.81, 1.30),
     "spatial": (31.8, 29.8, 0.81, 0.55, 1.31),
 }
-ATTRIBUTES = {"colour": 1.03, "shape": 0.88, "size": 0.97, "position": 1.01, "background": 1.05, "caption": 0.74}
+ATTRIBUTES = {"colour": 1.03, "shape": 0.88, "size": 0.97, "position": 1.01, "background": 1.05, "all": 0.74}
 
 
 def draw(count: int, size: int = 32, seed: int = 0) -> tuple[np.ndarray, list[str]]:
@@ -118,7 +118,6 @@ def measures(
     values = {
         "fid": fid,
         "fid_se": 0.018 * fid,
-        "fid_untrained": 212.0,
         "fid_reference": 2.31,
         "kid": 0.9 * fid - 12,
         "kid_se": 0.6,
@@ -162,14 +161,14 @@ def _error(cause: str) -> dict[str, str]:
     trace = "\n".join(
         [
             "Traceback (most recent call last):",
-            f'  File "{Path.cwd()}/ablations/trial/trial.py", line 88, in run_trial',
-            "    train(settings, folder)",
+            f'  File "{Path.cwd()}/ablations/session/work.py", line 88, in run_trial',
+            "    stage.make()",
             f'  File "{Path.cwd()}/iris/training/loop.py", line 131, in train',
             "    raise TrainingError(message)",
             f"iris.errors.TrainingError: {message}",
         ]
     )
-    return {"cause": cause, "message": message, "traceback": trace, "log": "runs/trials/log.txt"}
+    return {"cause": cause, "message": message, "traceback": trace, "log": "runs/logs/0.log"}
 
 
 def _trial(
@@ -201,7 +200,9 @@ def _trial(
     }
     lines = curve(steps, 0.3 + numbers[0] / 300, generator, 240 if cause else None)
     (trial / "settings.json").write_text(json.dumps(settings))
-    (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flow = f"stages/text-{key}"
+    (folder / flow).mkdir(parents=True)
+    (folder / flow / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     common: dict[str, Any] = {
         "key": key,
         "arm": arm,
@@ -210,8 +211,8 @@ def _trial(
         "baseline": arm == baseline,
         "settings": settings,
         "folder": trial,
-        "curves": (f"trials/{key}/metrics.jsonl",),
-        "model": f"trials/{key}/model",
+        "curves": (f"{flow}/metrics.jsonl",),
+        "model": f"{flow}/weights",
         "matched": None
         if arm == baseline
         else f"model.width {128 + 8 * index} (params {numbers[4]:.2f} M, {0.1 * index:.1f}% off)",
@@ -225,7 +226,7 @@ def _trial(
     if mixer == "grfm":
         (trial / "gates.json").write_text(json.dumps(gates(depth)))
     metrics = measures(numbers, seed, index, generator)
-    seconds = {"train": metrics["train_seconds"], "sample": 11.0, "judge": 6.0}
+    seconds = {"train": metrics["train_seconds"], "images": 11.0, "measures": 6.0}
     environment = {"torch": "2.11.0", "threads": 2, "cpu": "a processor", "host": "here"}
     (trial / "result.json").write_text(
         json.dumps({"key": key, "metrics": metrics, "seconds": seconds, "environment": environment, "steps": steps})
@@ -244,7 +245,7 @@ def build_outcome(
     steps: int = 1500,
     size: int = 32,
 ) -> GridOutcome:
-    """Writes trial folders under ``folder``/trials and returns their outcome.
+    """Writes trial folders under ``folder``/trials, their curves under ``folder``/stages, and returns their outcome.
 
     ``axes``: as in a grid file, default the five mixers (two axes: arms named like "mixer=grfm iterations=8", the first
     one the baseline); ``failed``: arm -> cause; ``missing``: metrics that no trial but the baseline has.

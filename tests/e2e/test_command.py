@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -10,24 +9,24 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from judge_files import inception_archive
+from real_command import ROOT, command, json_of, made, report_of, rows_of, succeeded, training_of
 
 pytestmark = pytest.mark.xdist_group("command")  # one worker: what the module's fixtures make is shared
-ROOT = Path(__file__).parents[2]
 ARMS = ["grfm", "attention", "fourier", "recurrence", "spatial"]
 SMOKE = ("grid=mixers", "scale=smoke")
-ATTRIBUTES = ("colour", "shape", "size", "position", "background", "caption")
+TWO = "grid.axes={model.mixer: [grfm, attention]}"
+ATTRIBUTES = ("colour", "shape", "size", "position", "background", "all")
 COSTS = ("latency_ms", "latency_q1_ms", "latency_q3_ms", "latency_ratio", "peak_memory_mb", "params_m", "gflops")
 QUALITY = (
     "fid",
     "fid_se",
-    "fid_untrained",
     "kid",
     "kid_se",
     "clip_score",
@@ -37,27 +36,8 @@ QUALITY = (
 )
 
 
-def command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """``python -m ablations.run`` in ``folder``, as a user without a terminal would start it."""
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "ablations.run", *overrides],
-        cwd=folder,
-        env=environment,
-        text=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        timeout=600,
-    )
-
-
-def rows_of(report: Path) -> list[dict[str, str]]:
-    with open(report / "results.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics_of(trial: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+def curve_of(trial: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (training_of(trial) / "metrics.jsonl").read_text().splitlines()]
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,7 @@ class Ran:
 
     @property
     def report(self) -> Path:
-        return self.folder / "reports" / "mixers"
+        return self.folder / "reports" / "mixers" / "scale=smoke"
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -134,24 +114,36 @@ def test_arms_are_matched_and_start_alike(ran):
     base = ran.rows[0]
     for row in ran.rows:
         assert abs(float(row["params_m"]) / float(base["params_m"]) - 1) <= 0.01
-        # The output layer starts at zero: before training all arms make the same pictures.
-        assert float(row["fid_untrained"]) == pytest.approx(float(base["fid_untrained"]), rel=1e-3)
+    first = {row["arm"]: curve_of(trial)[0]["loss"] for row, trial in zip(ran.rows, ran.trials.values(), strict=True)}
+    # The output layer starts at zero: the first steps of all arms see the same error.
+    assert all(loss == pytest.approx(first["grfm"], rel=1e-3) for loss in first.values())
 
 
 def test_trials_leave_their_files(ran):
     assert {path.name for path in (ran.folder / "runs" / "trials").iterdir()} == {row["key"] for row in ran.rows}
     for arm, folder in ran.trials.items():
-        result = json.loads((folder / "result.json").read_text())
+        result = json_of(folder / "result.json")
         assert result["key"] == folder.name and result["steps"] == 12
-        assert result["seconds"].keys() >= {"train", "sample"}
+        assert result["seconds"].keys() == {"train", "images", "measures"}
+        assert all(seconds > 0 for seconds in result["seconds"].values())
         assert {"torch", "threads", "cpu", "host"} <= result["environment"].keys()
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = json_of(folder / "settings.json")
         assert settings["model"]["mixer"] == arm and settings["seed"] == 0
-        assert json.loads((folder / "status.json").read_text())["state"] == "done"
+        assert json_of(folder / "status.json")["state"] == "done"
         assert not (folder / "error.json").exists()
-        steps = [row["step"] for row in metrics_of(folder)]
+        steps = [row["step"] for row in curve_of(folder)]
         assert steps == sorted(set(steps)) and steps[-1] == 12
-        assert all(math.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in metrics_of(folder))
+        assert all(math.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in curve_of(folder))
+
+
+def test_stages_that_trials_share_are_made_once(ran):
+    """A training an arm; one latent, one of each split's latents, one set of real features for all."""
+    kinds = [path.name.rpartition("-")[0] for path in (ran.folder / "runs" / "stages").iterdir()]
+    counted = {
+        kind: kinds.count(kind) for kind in ("data", "latent", "encoded", "reference", "text", "quality", "speed")
+    }
+    assert counted == {"data": 2, "latent": 1, "encoded": 2, "reference": 1, "text": 5, "quality": 5, "speed": 1}
+    assert len({training_of(trial) for trial in ran.trials.values()}) == 5
 
 
 def test_samples_of_all_trials_have_the_same_captions_and_real_pictures(ran):
@@ -166,7 +158,7 @@ def test_samples_of_all_trials_have_the_same_captions_and_real_pictures(ran):
 
 def test_only_grfm_has_gates(ran):
     assert [arm for arm, folder in ran.trials.items() if (folder / "gates.json").exists()] == ["grfm"]
-    layers = json.loads((ran.trials["grfm"] / "gates.json").read_text())["layers"]
+    layers = json_of(ran.trials["grfm"] / "gates.json")["layers"]
     assert len(layers) == 1 and [entry["iteration"] for entry in layers[0]["iterations"]] == [1, 2, 3, 4]
     assert all({"fourier", "recurrence", "spatial"} <= entry.keys() for entry in layers[0]["iterations"])
 
@@ -219,7 +211,7 @@ def test_curves_and_results_are_the_trials_own(ran, tracked):
         for name in ("loss", "lr"):
             history = tracked.client.get_metric_history(run.info.run_id, name)
             assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
-                (line["step"], line[name]) for line in metrics_of(ran.trials[row["arm"]])
+                (line["step"], line[name]) for line in curve_of(ran.trials[row["arm"]])
             ]
         for name in ("fid", "accuracy_colour", "latency_ms", "params_m"):
             assert run.data.metrics[name] == pytest.approx(float(row[name]), rel=1e-6)
@@ -250,31 +242,148 @@ def test_the_data_and_the_judge_are_inputs(tracked):
 # -- again ----------------------------------------------------------------------------------------------------------
 
 
+def dry(folder: Path, *words: str) -> tuple[list[str], list[str]]:
+    """States of trials and of stages, as a dry run tells them."""
+    lines = succeeded(folder, *SMOKE, *words, "dry_run=true", "threads=1").splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("stage "))
+    states = re.compile(r" (new|to measure|done|there|to make)\s*$")
+    return tuple(
+        [found[1] for line in part if (found := states.search(line))] for part in (lines[:table], lines[table:])
+    )
+
+
 def test_a_dry_run_knows_what_is_there_and_makes_nothing(ran):
-    before = sorted(path for path in ran.folder.rglob("*"))
-    done = command(ran.folder, *SMOKE, "dry_run=true", "threads=1")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    before = sorted(ran.folder.rglob("*"))
+    lines = succeeded(ran.folder, *SMOKE, "dry_run=true", "threads=1").splitlines()
     for row in ran.rows:
         line = next(line for line in lines if row["key"] in line)
-        assert line.startswith(row["arm"]) and "cached" in line and f"{float(row['params_m']):.3f} M" in line
-    assert sum("cached" in line for line in lines) == 5 + 3  # trials and stages
-    assert sorted(path for path in ran.folder.rglob("*")) == before
+        assert line.startswith(row["arm"]) and line.split()[-1] == "done" and f"{float(row['params_m']):.3f} M" in line
+    shared = made(ran.folder, ("data-", "latent-", "encoded-", "reference-", "text-"))
+    told = [line for line in lines if any(key in line for key in shared)]
+    assert len(told) == len(shared) and all(line.split()[-1] == "there" for line in told)
+    assert sorted(ran.folder.rglob("*")) == before
 
 
 def test_a_second_run_trains_nothing_and_says_the_same(ran):
     first = ran.rows
     stamps = {path: path.stat().st_mtime_ns for path in (ran.folder / "runs").rglob("*") if path.is_file()}
-    done = command(ran.folder, *SMOKE)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = succeeded(ran.folder, *SMOKE)
     assert {path: path.stat().st_mtime_ns for path in (ran.folder / "runs").rglob("*") if path.is_file()} == stamps
     assert ran.rows == first
-    assert sum("finished before, taken as it is" in line for line in done.stdout.splitlines()) == 5
+    assert sum("finished before, taken as it is" in line for line in said.splitlines()) == 5
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{ran.folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("mixers").experiment_id])
     assert sorted(run.data.tags["kind"] for run in runs) == ["grid", *["trial"] * 5]  # the same runs
+
+
+FOLLOW_UPS = {
+    "samples": ("measure.samples=64",),
+    "sampling": ("sample.steps=1",),
+    "judge": ("judge=inception", "judge.weights=inception.pt"),
+}
+# What each of them makes anew; nothing else, and nothing that is trained.
+ANEW = {
+    "samples": {"images", "features", "quality", "alignment", "skills"},
+    "sampling": {"images", "features", "quality", "alignment", "skills"},
+    "judge": {"features", "reference", "quality"},
+}
+
+
+@pytest.fixture(scope="module")
+def followed(ran: Ran) -> Ran:
+    """The folder with a judge's file in it."""
+    inception_archive(ran.folder / "inception.pt")
+    return ran
+
+
+@pytest.mark.parametrize("change", FOLLOW_UPS)
+def test_a_dry_run_says_that_another_measure_trains_nothing(followed, change):
+    trials, stages = dry(followed.folder, *FOLLOW_UPS[change])
+    assert trials == ["to measure"] * 5
+    assert stages.count("there") >= 10 and stages.count("to make") == (change == "judge")  # the judge's own reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", FOLLOW_UPS)
+def test_another_measure_trains_nothing_and_gets_a_report_of_its_own(followed, change):
+    folder, first, page = followed.folder, followed.rows, (followed.report / "index.html").read_bytes()
+    trained, stages = made(folder), set(made(folder, ("",)))
+    said = succeeded(folder, *SMOKE, *FOLLOW_UPS[change], TWO, "measure.latency.rounds=0")
+    assert made(folder) == trained  # the same folders, finished when they were before
+    anew = {key.rpartition("-")[0] for key in set(made(folder, ("",))) - stages}
+    assert anew == ANEW[change]
+    report = report_of(said, folder)
+    rows = rows_of(report)
+    assert [row["arm"] for row in rows] == ["grfm", "attention"] and all(float(row["fid"]) > 0 for row in rows)
+    assert not {row["key"] for row in rows} & {row["key"] for row in first}
+    assert report.parent == followed.report.parent and report != followed.report
+    assert followed.rows == first and (followed.report / "index.html").read_bytes() == page
+    assert "scale=smoke" in (report / "report.md").read_text()  # the report of the first run, beside it
+
+
+def test_training_finds_what_a_grid_trained_and_the_other_way_round(ran):
+    arm = json_of(ran.trials["attention"] / "settings.json")["model"]
+    before = made(ran.folder)
+    words = ("scale=smoke", "stage=text", "log=none")
+    named = (f"model.mixer={arm['mixer']}", f"model.mixer_width={arm['mixer_width']}")
+    said = succeeded(ran.folder, *words, *named, module="iris.training")
+    assert f"text: {training_of(ran.trials['attention']).name} is finished, taken as it is" in said
+    assert made(ran.folder) == before
+    succeeded(ran.folder, *words, "train.steps=3", module="iris.training")
+    (key,) = set(made(ran.folder)) - set(before)
+    lines = succeeded(ran.folder, *SMOKE, "train.steps=3", TWO, "dry_run=true", "threads=1").splitlines()
+    assert [line.split()[-1] for line in lines if key in line] == ["there"]
+    assert [line.split()[-2:] for line in lines if line.startswith("grfm, seed 0")] == [["to", "measure"]]
+    assert [line.split()[-1] for line in lines if line.startswith("attention, seed 0")] == ["new"]
+
+
+# -- other pictures -------------------------------------------------------------------------------------------------
+
+
+def parquet(folder: Path, corrupt: int = 0, captions: str | None = None, count: int = 24, name: str = "rows") -> Path:
+    """A file of squares of as many colours, with captions and class numbers; some are no pictures."""
+    from datasets import Dataset
+    from PIL import Image
+
+    cells: list[dict[str, Any]] = []
+    for i in range(count):
+        stream = io.BytesIO()
+        Image.new("RGB", (32, 32), (255 * i // count, 255 - 255 * i // count, 40 * (i % 5))).save(stream, "PNG")
+        cells.append({"bytes": b"this is no picture" if i < corrupt else stream.getvalue(), "path": None})
+    texts = [f"a square, number {i}" if captions is None else captions for i in range(count)]
+    folder.mkdir(exist_ok=True)
+    Dataset.from_dict({"image": cells, "text": texts, "label": [i % 10 for i in range(count)]}).to_parquet(
+        folder / f"{name}.parquet"
+    )
+    return folder / f"{name}.parquet"
+
+
+def pictures(folder: Path) -> tuple[str, ...]:
+    """A file of captioned pictures."""
+    return "data=parquet", f"data.path={parquet(folder, count=96)}", "data.train=64", "data.validation=32"
+
+
+def cifar10(folder: Path) -> tuple[str, ...]:
+    """A folder with the files and columns of CIFAR-10."""
+    for name, count in (("train", 64), ("test", 32)):
+        parquet(folder / "cifar10", count=count, name=name)
+    return "data=cifar10", f"data.path={folder / 'cifar10'}", "data.train=64", "data.validation=32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [pictures, cifar10])
+def test_a_grid_on_pictures_of_ones_own(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    words = ("measure.samples=24", "measure.latency.rounds=0", "vae.steps=4", "train.steps=4", TWO)
+    said = succeeded(tmp_path, *SMOKE, *files(tmp_path), *words)
+    report = report_of(said, tmp_path)
+    rows = rows_of(report)
+    assert [row["state"] for row in rows] == ["done"] * 2
+    assert all(float(row["fid"]) > 0 and float(row["clip_score"]) and float(row["samples"]) == 24 for row in rows)
+    samples = np.load(tmp_path / "runs" / "trials" / rows[0]["key"] / "samples.npz")
+    assert len(samples["real"]) == 24 and samples["real"].std() > 1
 
 
 # -- trials that fail -----------------------------------------------------------------------------------------------
@@ -285,14 +394,16 @@ def test_a_loss_that_is_not_finite_is_reported(ran, tmp_path):
     done = command(tmp_path, "grid=loss_weight", "scale=smoke", "train.learning_rate=1e30", "train.optimiser=adamw")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    rows = rows_of(tmp_path / "reports" / "loss_weight")
+    report = report_of(done.stdout, tmp_path)
+    assert report.parent == tmp_path / "reports" / "loss_weight"
+    rows = rows_of(report)
     assert [row["state"] for row in rows] == ["failed"] * 3 and all(row["fid"] == "" for row in rows)
-    page = (tmp_path / "reports" / "loss_weight" / "report.md").read_text()
+    page = (report / "report.md").read_text()
     assert "loss became not a number" in page and "train.learning_rate" in page
     logs = re.findall(r"runs/logs/\S+?\.(?:log|err)", page)
     assert logs and all((tmp_path / log).is_file() for log in logs)
     for row in rows:
-        error = json.loads((tmp_path / "runs" / "trials" / row["key"] / "error.json").read_text())
+        error = json_of(tmp_path / "runs" / "trials" / row["key"] / "error.json")
         assert error["cause"] == "nan" and "learning_rate=1e+30" in error["message"]
     assert "nan" in done.stdout and any(log in done.stdout for log in logs)
 
@@ -346,19 +457,6 @@ def test_bad_input_is_told_before_anything_is_made(overrides, words, here, capsy
     message = refused(capsys, *overrides)
     assert all(word in message for word in words), message
     assert list(here.iterdir()) == []
-
-
-def parquet(folder: Path, corrupt: int = 0, captions: str | None = None, count: int = 24) -> Path:
-    """A file of red squares, some of which are no pictures."""
-    from datasets import Dataset
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(stream, "PNG")
-    cells = [{"bytes": b"this is no picture" if i < corrupt else stream.getvalue(), "path": None} for i in range(count)]
-    texts = [f"a red square, number {i}" if captions is None else captions for i in range(count)]
-    Dataset.from_dict({"image": cells, "text": texts}).to_parquet(folder / "rows.parquet")
-    return folder / "rows.parquet"
 
 
 FILES = ("grid=mixers", "scale=smoke", "data=parquet", "data.validation=4", "threads=1")

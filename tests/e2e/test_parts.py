@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from real_command import command, json_of, report_of, rows_of, succeeded, training_of
 
 pytestmark = pytest.mark.xdist_group("parts")  # one worker: what the module's fixtures make is shared
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "iris"))
 
 MIXER = """
 from torch import nn
@@ -26,20 +21,6 @@ class Mean(nn.Module):
     def forward(self, x):
         return x + self.out(self.value(x).mean((1, 2), keepdim=True))
 """
-
-
-def run(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """``python -m module`` in ``folder``, offline."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=folder,
-        env=environment,
-        text=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        timeout=600,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +46,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trials(place: Path) -> list[Path]:
-    """The trials of a grid made of these parts."""
-    done = run(
+def rows(place: Path) -> list[dict[str, str]]:
+    """The trials of a grid made of these parts, as its report has them."""
+    said = succeeded(
         place,
-        "ablations.run",
         "grid=sharing",
         "scale=smoke",
         "model.mixer=my_module:Mean",
@@ -80,48 +60,47 @@ def trials(place: Path) -> list[Path]:
         "launcher.workers=1",
         "measure.samples=32",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return sorted((place / "runs" / "trials").iterdir())
+    return rows_of(report_of(said, place))
 
 
-def test_all_of_it_trains_and_is_measured(place, trials):
-    assert len(trials) == 2
-    (speed,) = (place / "runs" / "speed").glob("*.json")
-    for trial in trials:
-        metrics = json.loads((trial / "result.json").read_text())["metrics"]
-        assert metrics["fid"] > 0 and metrics["validation_loss"] > 0
-        assert json.loads(speed.read_text())[trial.name]["latency_ms"] > 0
-    stages = {folder.name.partition("-")[0] for folder in (place / "runs" / "stages").iterdir()}
-    assert stages - {"prepare"} == {"data", "latent", "text", "reference"}
+@pytest.fixture(scope="module")
+def model(place: Path, rows: list[dict[str, str]]) -> Path:
+    """The saved model of the first trial."""
+    return training_of(place / "runs" / "trials" / rows[0]["key"]) / "weights"
 
 
-def test_a_trained_model_keeps_nothing_of_what_it_was_given(trials):
-    """The text encoder and the autoencoder are named in config.json, and their weights are not in the trial's files."""
-    saved = json.loads((trials[0] / "model" / "config.json").read_text())
-    assert saved["text"]["name"] == "clip" and saved["text"]["source"].endswith("clip")
+def test_all_of_it_trains_and_is_measured(place, rows):
+    assert [row["state"] for row in rows] == ["done"] * 2
+    for row in rows:
+        assert float(row["fid"]) > 0 and float(row["validation_loss"]) > 0 and float(row["latency_ms"]) > 0
+    made = [path.name.partition("-")[0] for path in (place / "runs" / "stages").iterdir()]
+    # What is given is not trained: its captions are embedded once, for all trials and splits.
+    assert made.count("text") == 2 and made.count("captions") == 2 and "latent" not in made
+
+
+def test_a_trained_model_keeps_nothing_of_what_it_was_given(model):
+    """The text encoder and the autoencoder are named in config.json, and their weights are not in the model's files."""
     from safetensors import safe_open
 
-    with safe_open(trials[0] / "model" / "model.safetensors", "pt") as weights:
+    saved = json_of(model / "config.json")
+    assert saved["text"]["name"] == "clip" and saved["text"]["source"].endswith("clip")
+    with safe_open(model / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if name.startswith("text.")]  # noqa: SIM118
 
 
-def test_it_makes_images_from_the_command_line(place, trials):
-    done = run(place, "iris", "a red circle", "--model", str(trials[0] / "model"), "--out", "made.png", "--steps", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_it_makes_images_from_the_command_line(place, model):
+    succeeded(place, "a red circle", "--model", str(model), "--out", "made.png", "--steps", "2", module="iris")
     assert (place / "made.png").stat().st_size > 100
 
 
-def test_a_caption_that_is_no_class_is_told_before_training(place, trials):
-    done = run(
-        place,
-        "ablations.run",
-        "grid=sharing",
-        "scale=smoke",
-        "grid.axes={depth.share: [true]}",
-        "model.text=labels",
-        "launcher=inline",
+def test_captions_that_are_no_classes_are_told_before_training(place, rows):
+    before = {path.name for path in (place / "runs" / "stages").glob("text-*")}
+    words = ("grid=sharing", "scale=smoke", "grid.axes={depth.share: [true]}", "model.text=labels", "launcher=inline")
+    done = command(place, *words)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and "model.text" in done.stderr
+    assert not any(
+        (path / "metrics.jsonl").exists()
+        for path in (place / "runs" / "stages").glob("text-*")
+        if path.name not in before
     )
-    assert done.returncode != 0
-    assert "model.text" in done.stdout + done.stderr
-    failed = [folder for folder in (place / "runs" / "trials").iterdir() if folder not in trials]
-    assert failed and not any((folder / "metrics.jsonl").exists() for folder in failed)

@@ -36,6 +36,8 @@ def outcome(values: dict[str, dict[int, float | None]], decide: dict | None = No
             state="failed" if value is None else "done",
             cached=False,
             settings={},
+            curves=(f"stages/text-{arm}{seed}/metrics.jsonl",),
+            model=f"stages/text-{arm}{seed}/weights",
             metrics={} if value is None else {"fid": value, "fid_se": 0.5},
             folder=Path("."),
         )

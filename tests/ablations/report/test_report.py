@@ -12,7 +12,9 @@ import pytest
 from fake_outcome import build_outcome
 
 from ablations.answer.verdict import analyse_outcome
-from ablations.report import figures, palette, write_report
+from ablations.report import figures, palette
+from ablations.report.along import lines_along, number_axis
+from ablations.report.build import write_report
 from ablations.report.charts import themed_svg
 from ablations.report.figures import read_curve, smooth
 from ablations.report.measures import COLUMNS, duration, error_number, number, signed
@@ -203,7 +205,7 @@ def test_rewriting_leaves_nothing_old(tmp_path: Path) -> None:
 
 def test_same_outcome_same_page(tmp_path: Path) -> None:
     outcome = build_outcome(tmp_path, steps=50)
-    pages = [write_report(outcome, tmp_path / name).read_bytes() for name in ("a", "b")]
+    pages = [write_report(outcome, tmp_path / name / "report").read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
 
 
@@ -245,10 +247,9 @@ def test_errors_differences_and_times() -> None:
 
 
 def test_curves_skip_what_a_kill_left(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1.0}\n{"ste'
-    )
-    steps, values = read_curve(tmp_path)
+    record = build_outcome(tmp_path, axes={"model.mixer": ["grfm"]}, steps=50).records[0]
+    record.curve.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1.0}\n{"ste')
+    steps, values = read_curve(record)
     assert steps.tolist() == [1, 3] and values.tolist() == [2.0, 1.0]
     assert np.allclose(smooth(np.full(50, 3.0), 10), 3.0)
 
@@ -262,13 +263,24 @@ def test_svg_takes_the_colours_of_the_page() -> None:
     assert "http" not in svg and "axes_1" not in svg and "var(--hue-1)" in svg and "width=" not in svg
 
 
-def test_quality_at_other_numbers_of_passes_is_drawn(tmp_path: Path) -> None:
-    outcome = build_outcome(tmp_path / "runs", (0, 1), steps=50)
+def test_quality_along_an_axis_of_numbers_is_drawn(tmp_path: Path) -> None:
+    axes = {"model.mixer": ["grfm", "attention"], "sample.iterations": [1, 4, 16]}
+    outcome = build_outcome(tmp_path / "runs", (0, 1), axes=axes, steps=50)
     for record in outcome.records:
-        flat = record.arm == "attention"
-        record.metrics.update({f"fid_at_{r}": 20.0 if flat else 20.0 * r + record.seed for r in (1, 4, 16)})
+        flat = record.values["model.mixer"] == "attention"
+        record.metrics["fid"] = 20.0 if flat else 10.0 * record.values["sample.iterations"] + record.seed
+    assert number_axis(outcome) == "sample.iterations"
+    assert lines_along(outcome, "fid", "sample.iterations") == {
+        "mixer=grfm": {1.0: 10.5, 4.0: 40.5, 16.0: 160.5},
+        "mixer=attention": {1.0: 20.0, 4.0: 20.0, 16.0: 20.0},
+    }
     index = write_report(outcome, tmp_path / "report")
-    page, table = index.read_text(encoding="utf-8"), (tmp_path / "report/report.md").read_text(encoding="utf-8")
-    assert "FID against passes" in page and (tmp_path / "report/figures/fid_vs_passes.png").exists()
-    assert "attention changes least: from 20.0 at 1 to 20.0 at its worst" in table
-    assert "most, by a factor of 16" in table
+    assert "FID along sample.iterations" in index.read_text(encoding="utf-8")
+    assert (tmp_path / "report/figures/along.png").exists()
+    table = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    assert "Best: 10.5 at sample.iterations 1 (mixer=grfm). Mean over seeds." in table
+
+
+@pytest.mark.parametrize("values", [["grfm", "attention", "fourier"], [1, 2], [True, False, 1]])
+def test_names_and_two_numbers_are_no_line(tmp_path: Path, values: list) -> None:
+    assert number_axis(build_outcome(tmp_path, axes={"an.axis": values}, steps=50)) is None
