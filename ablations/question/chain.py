@@ -23,6 +23,7 @@ from eval.stages.judging import Judging
 from eval.stages.makers import Maker
 from eval.stages.possible import possible
 from eval.stages.scores import SCORED, Score
+from iris.data import WORLDS
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.io.hashing import digest
@@ -111,6 +112,7 @@ class Chains:
             raise SettingError("stage=vae makes no images; a trial's stage is one of class, text, aesthetic, distill")
         context = self._context(settings.compute.device)
         model = model_stage(Recipe(**{f.name: getattr(settings, f.name) for f in fields(Recipe)}), context)
+        _check_captions(model, settings)
         work, sampling = sampled(model, settings)
         maker = self._maker(settings, model, work, sampling)
         judging = self._once("judge", settings.judge, lambda: Judging(settings.judge, context.processes.name))
@@ -163,6 +165,15 @@ def sampled(model: OnLatents, settings: TrialSettings) -> tuple[Work, SamplingSe
     chosen = sampling_of(settings, settings.student.sampling(steps))
     chosen.check_student(settings.student.guidance)
     return (Inside(model, folder) if folder else model), chosen
+
+
+def _check_captions(model: OnLatents, settings: TrialSettings) -> None:
+    """A trial is measured on its data's captions, and those of a drawn world name no class."""
+    if model.by_class and settings.data.name in WORLDS:
+        raise SettingError(
+            f"stage={settings.stage}: its model knows classes, and data={settings.data.name} is measured on captions; "
+            "allowed: stage=text, or data whose captions are class names, such as data=cifar10"
+        )
 
 
 def _check_passes(settings: TrialSettings) -> None:
