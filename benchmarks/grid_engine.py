@@ -150,13 +150,13 @@ def words(trials: int, folder: str) -> list[str]:
     ]
 
 
-def _plan(trials: int, folder: str, *more: str) -> Any:
-    from ablations.question.compose import composed, settings_of
-
+def _plan(trials: int, folder: str, *more: str) -> tuple[Any, Any]:
+    """The plan, and the settings that it was made from."""
     from ablations.question.plan import make_plan
+    from ablations.question.settings import TREE
 
-    settings, values = settings_of(composed([*words(trials, folder), *more]))
-    return make_plan(settings, values), settings, values
+    settings = TREE.build([*words(trials, folder), *more])
+    return make_plan(settings), settings
 
 
 def plan(trials: int, folder: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def plan(trials: int, folder: str) -> dict[str, Any]:
 
     row: dict[str, Any] = {}
     with measured(row):
-        planned, *_ = _plan(trials, folder)
+        planned, _ = _plan(trials, folder)
     return row | {"note": f"{len(planned.trials)} trials of {len(planned.arms)} arms"}
 
 
@@ -177,7 +177,7 @@ def jobs_of(trials: int, folder: str) -> tuple[list[Any], Any]:
     """A job that does nothing for each trial, with the trial's own plan; and the settings of a launcher on Slurm."""
     from ablations.launch.job import Job
 
-    planned, settings, _ = _plan(
+    planned, settings = _plan(
         trials, folder, "launcher=slurm", "launcher.gpus_per_trial=0", "launcher.memory_gb=1", "threads=1"
     )
     import benchmarks.grid_engine as module
@@ -243,10 +243,9 @@ def status(trials: int, folder: str) -> dict[str, Any]:
     """Seconds of ``action=status`` on a grid of which most is done."""
     from ablations.session.grid_record import GridRecord, record_path
 
-    planned, settings, values = _plan(trials, folder)
-    GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher).save(
-        record_path(planned.runs, values)
-    )
+    planned, settings = _plan(trials, folder)
+    record = GridRecord.of(planned, "mixers", settings.grid.question, "", settings.launcher)
+    record.save(record_path(settings))
     for number, trial in enumerate(planned.trials):
         _made_up(planned.folder(trial), number)
     row, printed = _command([*words(trials, folder), "action=status"])
@@ -346,10 +345,13 @@ def driver(trials: int, folder: str) -> dict[str, Any]:
 
     Twice, since it waits for MLflow two minutes at most: the second time it finds the runs of the first and sends the rest.
     """
-    planned, *_ = _plan(trials, folder)
+    planned, _ = _plan(trials, folder)
     records = _outcome(trials, folder).records
     for trial, record in zip(planned.trials, records, strict=True):
-        planned.folder(trial).parent.mkdir(parents=True, exist_ok=True)
+        curve = planned.runs / trial.curves[-1]
+        for place in (planned.folder(trial).parent, curve.parent):
+            place.mkdir(parents=True, exist_ok=True)
+        record.curve.rename(curve)
         record.folder.rename(planned.folder(trial))
     given = [*words(trials, folder), "action=report", f"track.uri=sqlite:///{folder}/mlflow.db"]
     (first, _), (second, printed) = _command(given), _command(given)
@@ -367,7 +369,7 @@ def driver(trials: int, folder: str) -> dict[str, Any]:
 PARTS = {
     "imports": "",
     "plan and start of workers": "checking the settings",
-    "shared work and trials": "data shapes: ",
+    "shared work and trials": "latent wavelet_vae: ",
     "speed and memory": "measuring speed",
     "report": "writing the report",
     "MLflow, its last": "finishing MLflow",
@@ -397,8 +399,8 @@ def overhead(folder: Path, scale: str) -> dict[str, float]:
 
 
 def _idle(runs: Path, seconds: float) -> float:
-    """Of ``seconds``, those in which no job ran: a job's settings are written when it begins, its result when it ends."""
-    folders = [*(runs / "trials").glob("*"), *(runs / "stages").glob("prepare-*")]
+    """Of ``seconds``, those in which nothing was made: its settings are written when that begins, its result in the end."""
+    folders = [*(runs / "trials").glob("*"), *(runs / "stages").glob("*")]
     spans = sorted(
         ((path / "settings.json").stat().st_mtime, (path / "result.json").stat().st_mtime) for path in folders
     )

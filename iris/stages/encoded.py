@@ -13,6 +13,7 @@ from iris.stages.data import fingerprint, opened, size_of, streamed
 from iris.stages.engine import Context, Stage, Work
 from iris.stages.latent import at_once, load_latent
 from iris.stages.latent_cache import CachedLatents, encode_source
+from iris.stages.parts import require_side
 from iris.text import CLIPText, EmbeddedText, TextEncoder, embed_captions
 from iris.training.safety import explained_memory
 
@@ -45,7 +46,7 @@ class Encoded(Stage):
     def work(self) -> dict[str, Any]:
         latent = load_latent(self.needs["latent"].place).latent.to(self.context.processes.device)
         source, size = opened(self.source), size_of(self.source)
-        latent.grid(size, size)
+        require_side(latent, size)
         total = len(source) if hasattr(source, "__len__") else source.limit
 
         def report(done: int) -> None:

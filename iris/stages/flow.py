@@ -37,7 +37,15 @@ from iris.stages.encoded import Captions, Encoded, Latents
 from iris.stages.engine import Context, Finished, Work
 from iris.stages.latent import NamedLatent, load_latent
 from iris.stages.latent_cache import CachedLatents
-from iris.stages.parts import generator_config, latent_of, model_facts, sampling_of, text_fingerprint, text_of
+from iris.stages.parts import (
+    generator_config,
+    latent_of,
+    model_facts,
+    require_side,
+    sampling_of,
+    text_fingerprint,
+    text_of,
+)
 from iris.stages.settings import Recipe
 from iris.stages.trained import Seen, Trained, shown
 from iris.text import TextEncoder
@@ -85,7 +93,11 @@ class OnLatents(Trained):
         """Whether the text is the name of the picture's class: of stage class, and of what goes on with its model."""
         if self.stage in ("class", "text") or self.start is None:
             return self.stage == "class"
-        return self.start.by_class if isinstance(self.start, OnLatents) else text_of_folder(self.start).get("name") == "labels"
+        return (
+            self.start.by_class
+            if isinstance(self.start, OnLatents)
+            else text_of_folder(self.start).get("name") == "labels"
+        )
 
     @property
     def live(self) -> bool:
@@ -205,7 +217,7 @@ class FlowStage(OnLatents):
             )
         if self.start is None:
             latent = latent_of(recipe)
-            latent.grid(self.size, self.size)
+            require_side(latent, self.size)
             if self.text_name != "clip":
                 with torch.device("meta"):
                     Generator(generator_config(recipe, latent.channels, recipe.model.text_width))

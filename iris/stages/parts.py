@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iris.diffusion.sampling import SamplingSettings
+from iris.errors import SettingError
 from iris.latents import Latent, build_latent, latent_options
 from iris.nn.generator import GeneratorConfig
 from iris.nn.mixers import OPTION_GROUPS, MixerOptions, option_groups, source_digest
@@ -25,6 +26,14 @@ def latent_shape(recipe: Recipe) -> dict[str, Any]:
 def latent_of(recipe: Recipe) -> Latent:
     """The latent, not initialised."""
     return build_latent(recipe.latent.name, **latent_shape(recipe))
+
+
+def require_side(latent: Latent, size: int) -> None:
+    """Raise a SettingError unless the latent divides pictures of ``size`` x ``size`` pixels."""
+    try:
+        latent.grid(size, size)
+    except SettingError as error:
+        raise SettingError(f"data.size={size}: {error}") from error
 
 
 def text_of(recipe: Recipe, captions: Sequence[str], name: str | None = None) -> TextEncoder:

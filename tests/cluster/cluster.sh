@@ -17,7 +17,7 @@ if [ "$ACT" = down ]; then
   [ -s $D/run/my.pid ] && kill "$(cat $D/run/my.pid)" && poll "[ ! -e $D/run/my.pid ]"
   if [ -s $D/munged.started ] && ! pgrep -x slurmctld >/dev/null; then kill "$(cat /run/munge/munged.pid)"; fi; exit 0
 fi
-PK="slurm-wlm munge"; [ $MODE = dbd ] && PK="$PK slurmdbd slurm-wlm-mysql-plugin mariadb-server"
+PK="slurmctld slurmd slurm-client munge"; [ $MODE = dbd ] && PK="$PK slurmdbd slurm-wlm-mysql-plugin mariadb-server"
 dpkg -s $PK >/dev/null 2>&1 || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get ${APT_OPTS:-} install -y -qq --no-install-recommends $PK >/dev/null; }
 mkdir -p $D/{state,log,dev,run,db}; for i in $(seq 0 $((N-1))); do mkdir -p $D/spool.node$i; done
 for i in 0 1; do [ -e $D/dev/gpu$i ] || mknod $D/dev/gpu$i c 1 3; done

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,19 @@ import pytest
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])]
 STEPS = 100
 SETTINGS = (
     "grid=mixers",
     "scale=smoke",
     f"train.steps={STEPS}",
-    "train.checkpoint_seconds=0",
+    "compute.checkpoint_seconds=0",
     "model.iterations=2",
     "threads=1",
     "track.models_mb=0",
 )
 ARMS = ("grfm", "attention", "fourier", "recurrence", "spatial")
+SHARED = {"data": 2, "latent": 1, "encoded": 2, "reference": 1}  # stages of all trials: of two splits, or one
 SLURM = (
     "launcher=slurm",
     "launcher.gpus_per_trial=0",
@@ -77,15 +79,22 @@ class Grid:
     @property
     def trials(self) -> dict[str, Path]:
         """Arm -> folder, of the trials that have begun."""
-        found = {folder: read_json(folder / "settings.json") for folder in (self.folder / "runs" / "trials").glob("*")}
+        return self._by_arm("trials/*")
+
+    @property
+    def stages(self) -> Path:
+        return self.folder / "runs" / "stages"
+
+    def _by_arm(self, folders: str) -> dict[str, Path]:
+        found = {folder: read_json(folder / "settings.json") for folder in (self.folder / "runs").glob(folders)}
         return {settings["model"]["mixer"]: folder for folder, settings in found.items() if settings}
 
     def metrics(self, arm: str) -> dict[str, float]:
         return json.loads((self.trials[arm] / "result.json").read_text())["metrics"]
 
     def curve(self, arm: str) -> list[dict[str, Any]]:
-        """Whole lines of metrics.jsonl; none while the trial has not begun."""
-        path = self.trials.get(arm, self.folder) / "metrics.jsonl"
+        """Whole lines of its training's metrics.jsonl; none while that has not begun."""
+        path = self._by_arm("stages/text-*").get(arm, self.folder) / "metrics.jsonl"
         return (
             [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             if path.exists()
@@ -109,7 +118,7 @@ class Grid:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     """Two of the grid's arms by a local worker, on as many threads: another number rounds otherwise."""
     grid = Grid(tmp_path_factory.mktemp("local"))
-    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1", "measure.latency_rounds=0")
+    grid.run("grid.axes={model.mixer: [grfm, attention]}", "launcher.workers=1", "measure.latency.rounds=0")
     return grid
 
 
@@ -143,9 +152,10 @@ def test_a_trial_requeued_in_mid_training_ends_with_the_same_numbers(local, requ
 
 def test_shared_work_is_made_once_before_the_trials(requeued):
     grid, _, said = requeued
-    stages = [path for path in (grid.folder / "runs" / "stages").glob("*") if not path.name.startswith("prepare")]
-    assert len(stages) == 3 and all((path / "result.json").exists() for path in stages)
-    number = read_json(next((grid.folder / "runs" / "stages").glob("prepare*/job.json")))["id"]
+    kinds = Counter(path.name.partition("-")[0] for path in grid.stages.glob("*") if (path / "result.json").exists())
+    assert {kind: kinds[kind] for kind in SHARED} == SHARED and kinds["text"] == len(ARMS)
+    (record,) = (path for kind in SHARED for path in grid.stages.glob(f"{kind}-*/job.json"))
+    number = read_json(record)["id"]
     scripts = [path.read_text() for path in (grid.folder / "runs" / "logs").glob("*/*.sh")]
     assert any(f"--dependency=afterany:{number}\n" in script and "--array=0-4%2" in script for script in scripts)
     assert said.index("latent wavelet_vae") < said.index("grfm, seed 0")
@@ -153,12 +163,13 @@ def test_shared_work_is_made_once_before_the_trials(requeued):
 
 def test_two_nodes_share_a_trial_that_is_requeued_in_mid_training(local, cluster, tmp_path):
     grid, before = Grid(tmp_path), []
-    shutil.copytree(local.folder / "runs" / "stages", tmp_path / "runs" / "stages")
+    for made in (path for kind in SHARED for path in local.stages.glob(f"{kind}-*")):
+        shutil.copytree(made, grid.stages / made.name)
     grid.run(
         "grid.axes={model.mixer: [grfm]}",
         *SLURM,
         "launcher.nodes=2",
-        "measure.latency_rounds=0",
+        "measure.latency.rounds=0",
         tick=lambda: grid.requeue("grfm", before),
     )
     assert "NumNodes=2 " in grid.job("grfm") and "Restarts=1" in grid.job("grfm") and 0 < before[-1]["step"] < STEPS

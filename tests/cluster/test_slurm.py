@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import slurm_jobs
 from slurm_jobs import SCRIPT
-from test_launch import launcher
 
 from ablations.launch import slurm
 from ablations.launch.backend import JobRun, run_jobs
 from ablations.launch.job import Job
+from ablations.question.settings import Launcher
 from iris.errors import SettingError
 from iris.io.files import read_json
 
+pytestmark = pytest.mark.slow
 # Steps of 0.2 s: more than a minute, in which a job of a minute that is told to stop 30 s before that cannot be through.
 PATIENT = 350
 
@@ -42,9 +43,8 @@ class Place:
 
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root, self.ended, self.started = root, dict[str, Any](), []
-        self.backend = slurm.Slurm(
-            launcher("slurm", **{"workers": 4, "timeout_min": 15, "memory_gb": 1} | changes), root, 1
-        )
+        small = {"workers": 4, "timeout_min": 15, "memory_gb": 1, "signal_s": 30}
+        self.backend = slurm.Slurm(Launcher(name="slurm", **small | changes), root, 1)
 
     def job(
         self,

@@ -21,7 +21,5 @@ if (
 def importable() -> Iterator[None]:
     """Workers find the jobs of ``small_grid``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "ablations", Path(__file__).parent)))
-        )
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, Path(__file__).parent))))
         yield

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablations.trial.stages import Stages
-from ablations.trial.trial import _guarded
-from test_launch import launcher
 from torch import nn
 
 from ablations.launch import pool
 from ablations.launch.backend import JobRun, run_jobs
-from ablations.launch.job import Job
+from ablations.launch.job import RESULT, Job
+from ablations.launch.progress import Status, StatusProgress
+from ablations.question.settings import Launcher
+from ablations.session.work import told
+from iris.io.files import write_json
 from iris.randomness import initialise
+from iris.stages.engine import Context, Stage
 from iris.training.loop import LoopSettings, fit
 from iris.training.optimiser import OptimiserSettings
 
@@ -29,22 +31,31 @@ TRIALS, STEPS, ROWS, WIDTH, BATCH = 4, 60, 1 << 16, 64, 32
 PATIENCE = 600.0  # seconds that a loaded machine may take for anything
 
 
-class Shared(Stages):
-    """A stage of its own: numbers [ROWS, WIDTH] float32."""
+class Numbers(Stage):
+    """What the trials share: numbers [ROWS, WIDTH] float32."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root / "stages"
+    kind = "numbers"
 
-    def numbers(self) -> Path:
-        """The file, made if it is missing."""
-        self._once("numbers", self._make_numbers)
-        return self.folder("numbers") / "numbers.npy"
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / "numbers.npy"
 
-    def _make_numbers(self, folder: Path, status: Any) -> dict[str, Any]:
-        with open(folder / "made", "a") as marks:
+    def facts(self) -> dict[str, Any]:
+        """Their shape."""
+        return {"rows": ROWS, "width": WIDTH}
+
+    def work(self) -> dict[str, Any]:
+        """Draw them; notes which process did."""
+        with open(self.folder / "made", "a") as marks:
             marks.write(f"{os.getpid()}\n")
-        np.save(folder / "numbers.npy", np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32))
-        return {"rows": ROWS}
+        np.save(self.path, np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32))
+        return {}
+
+
+def numbers(root: Path, status: Status | None = None) -> Numbers:
+    """The stage of the grid in ``root``."""
+    return Numbers(Context(root, StatusProgress(status)))
 
 
 class Predict:
@@ -66,16 +77,20 @@ class Predict:
 
 def stage(folder: str, plan: dict[str, Any]) -> None:
     """A job: make the numbers that the trials share."""
-    _guarded(Path(folder), plan, lambda place, plan, status: Shared(Path(plan["root"])).numbers() and {})
+    with told(Path(folder)) as status:
+        numbers(Path(plan["root"]), status).make()
 
 
 def trial(folder: str, plan: dict[str, Any]) -> None:
     """A job: train, with a checkpoint at every step."""
-    _guarded(Path(folder), plan, _train)
+    with told(Path(folder)) as status:
+        write_json(Path(folder) / RESULT, _train(Path(folder), plan, status))
 
 
-def _train(place: Path, plan: dict[str, Any], status: Any) -> dict[str, Any]:
-    rows = torch.from_numpy(np.load(Shared(Path(plan["root"])).numbers()))
+def _train(place: Path, plan: dict[str, Any], status: Status) -> dict[str, Any]:
+    made = numbers(Path(plan["root"]), status)
+    made.make()
+    rows = torch.from_numpy(np.load(made.path))
     settings = LoopSettings(STEPS, OptimiserSettings("adamw", 1e-3), log_every=1, checkpoint_seconds=0.0)
     module = fit(Predict(plan["seed"], rows, place), settings, place, lambda row: status.training("train", row, BATCH))
     weights = b"".join(value.detach().numpy().tobytes() for value in module.parameters())
@@ -84,16 +99,15 @@ def _train(place: Path, plan: dict[str, Any], status: Any) -> dict[str, Any]:
 
 def drive(root: Path) -> int:
     """The command: run what is missing. 0 when all trials have a result."""
-    plan = {"root": str(root), "threads": 1, "settings": {}}
-    made = Job("prepare", stage, plan, root / "stages" / "prepare")
+    plan, shared = {"root": str(root)}, numbers(root)
     jobs = [
-        Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (made.folder,))
+        Job(f"trial{seed}", trial, plan | {"seed": seed}, root / "trials" / str(seed), (shared.folder,))
         for seed in range(TRIALS)
     ]
     errors: list[dict[str, str]] = []
     run = JobRun(
-        [made, *jobs],
-        pool.Pool(launcher(workers=2, timeout_min=30), root, 1),
+        [Job(shared.key, stage, plan, shared.folder), *jobs],
+        pool.Pool(Launcher(workers=2, timeout_min=30), root, 1),
         lambda job: None,
         lambda job, error: errors.append(error) if error else None,
     )

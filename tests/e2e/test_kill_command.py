@@ -24,9 +24,12 @@ from mlflow import MlflowClient
 from noted_mixers import FOLDER
 from small_grid import PATIENCE
 
+from ablations.launch.job import RESULT
 from iris.io.files import read_json
 from iris.io.tensors import load_tensors
+from iris.stages.engine import SETTINGS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("IRIS_KILLS", "1"))
 ARMS, STEPS = ("One", "Two"), 40
@@ -36,20 +39,21 @@ COMMAND = (
     "scale=smoke",
     "threads=1",
     f"train.steps={STEPS}",
-    "train.checkpoint_seconds=0",
+    "compute.checkpoint_seconds=0",
     "grid.match=none",
     f"grid.axes={{model.mixer: {MIXERS}}}",
     f"grid.baseline={{model.mixer: '{MIXERS[0]}'}}",
     "track.models_mb=0",
-    "measure.latency_rounds=2",
+    "measure.latency.rounds=2",
 )
 KINDS = {
     "ablations.run": "driver",
     "submitit": "worker or job",
-    "report_process": "report",
-    "eval": "speed",
+    "report.process": "report",
+    "eval.speed": "speed",
     "track.follow": "follower",
 }
+MADE = ("data", "latent", "encoded", "reference", "text", "images", "features", "quality", "skills")  # kinds of stages
 
 
 @dataclass
@@ -100,15 +104,16 @@ class Grid:
         return {arm: len((self.root / arm).read_text().splitlines()) for arm in ARMS}
 
     def moment(self, seconds: float, draw: random.Random) -> tuple[str, Callable[[], bool]]:
-        """Any moment of a run that takes ``seconds``, or one at which a file is written."""
-        kind = draw.choice(["any", "any", "checkpoint", "cache", "training"])
-        if kind == "checkpoint":
-            return kind, lambda: any(self.root.glob("runs/trials/*/.checkpoint*"))
-        if kind == "cache" and not list(self.root.glob("runs/stages/reference-*/result.json")):
-            until = time.monotonic() + draw.uniform(0, 3)
-            return kind, lambda: time.monotonic() > until and any(self.root.glob("runs/stages/*-*/status.json"))
+        """Any moment of a run that takes ``seconds``, or one at which a stage is made, a checkpoint written, a step computed."""
+        kind, stage = draw.choice(["any", "any", "checkpoint", "stage", "training"]), draw.choice(MADE)
+        folders, trained = self.root / "runs" / "stages", draw.choice(["latent", "text"])
+        if kind == "checkpoint" and not any(folders.glob(f"{trained}-*/{RESULT}")):
+            return f"{trained}'s checkpoint", lambda: any(folders.glob(f"{trained}-*/.checkpoint*"))
+        if kind == "stage" and not any(folders.glob(f"{stage}-*/{RESULT}")):
+            begun = f"{stage}-*/{SETTINGS}"
+            return stage, lambda: any(not (path.parent / RESULT).exists() for path in folders.glob(begun))
         if kind == "training" and not all((self.root / arm).exists() for arm in ARMS):
-            many = draw.randrange(20 * STEPS)
+            many = draw.randrange(40 * STEPS)
             return kind, lambda: sum(path.stat().st_size for arm in ARMS if (path := self.root / arm).exists()) > many
         at = time.monotonic() + draw.uniform(0, seconds)
         return "any", lambda: time.monotonic() >= at
@@ -130,21 +135,23 @@ def strike(grid: Grid, driver: subprocess.Popen[bytes], moment: Callable[[], boo
     return None
 
 
+READERS: dict[str, Callable[[Path], object]] = {
+    ".json": lambda path: json.loads(path.read_text()),
+    ".safetensors": load_tensors,
+    ".npy": lambda path: np.load(path, mmap_mode="r"),
+    ".npz": lambda path: dict(np.load(path)),
+}
+
+
 def check_files(grid: Grid) -> None:
-    """Whatever has its final name is whole."""
-    readers = {
-        ".json": lambda path: json.loads(path.read_text()),
-        ".safetensors": load_tensors,
-        ".npy": lambda path: np.load(path, mmap_mode="r"),
-    }
-    for path in (
-        path
-        for path in [*grid.root.glob("runs/*/*"), *grid.root.glob("runs/*/*/*")]
-        if path.suffix in readers and not path.name.startswith(".")
-    ):
+    """Whatever is finished is whole, and so is each checkpoint and whatever a driver reads of the rest."""
+    finished = {path.parent for path in grid.root.glob(f"runs/*/*/{RESULT}")}
+    for path in (path for path in grid.root.glob("runs/**/*") if path.suffix in READERS and path.name[0] != "."):
+        if path.suffix != ".json" and "checkpoint" not in path.name and finished.isdisjoint(path.parents):
+            continue
         for tries_left in (2, 1, 0):
             try:
-                readers[path.suffix](path)
+                READERS[path.suffix](path)
                 break
             except (OSError, ValueError, RuntimeError) as error:  # workers go on: it may have been replaced just now
                 assert tries_left or not path.exists(), f"{path}: {error}"

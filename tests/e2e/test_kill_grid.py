@@ -25,7 +25,11 @@ from small_grid import PATIENCE, Driver, results
 from iris.io.files import read_json
 from iris.io.tensors import load_tensors
 
-pytestmark = [pytest.mark.usefixtures("importable"), pytest.mark.xdist_group("kill_grid")]  # the reference is shared
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("importable"),
+    pytest.mark.xdist_group("kill_grid"),  # the reference is shared
+]
 KILLS = int(os.environ.get("IRIS_KILLS", "4"))
 PROCESSES = ("driver", "controller", "worker", "job")
 
@@ -35,6 +39,11 @@ class Grid:
     """A folder in which the small grid runs."""
 
     root: Path
+
+    @property
+    def numbers(self) -> small_grid.Numbers:
+        """The shared stage."""
+        return small_grid.numbers(self.root)
 
     def trials(self) -> list[Path]:
         return [self.root / "trials" / str(seed) for seed in range(small_grid.TRIALS)]
@@ -70,8 +79,7 @@ class Grid:
 
     def writing_cache(self) -> bool:
         """The shared stage is being written, or was and is not finished."""
-        folder = self.root / "stages" / "numbers"
-        return (folder / "numbers.npy").exists() and not (folder / "result.json").exists()
+        return self.numbers.path.exists() and not self.numbers.done
 
 
 def _words(pid: int) -> str:
@@ -111,7 +119,7 @@ def moments(grid: Grid, seconds: float, draw: random.Random) -> tuple[str, Calla
     kind = draw.choice(["any", "steps", "checkpoint", "cache"])
     if kind == "checkpoint":
         return kind, grid.writing_checkpoint
-    if kind == "cache" and not (grid.root / "stages" / "numbers" / "result.json").exists():
+    if kind == "cache" and not grid.numbers.done:
         return kind, grid.writing_cache
     if kind == "any":
         at = time.monotonic() + draw.uniform(0, seconds)
@@ -138,9 +146,8 @@ def check_files(grid: Grid) -> None:
                 break
             except (OSError, ValueError, RuntimeError) as error:  # a newer one may have taken its place just now
                 assert tries_left or not path.exists(), error
-    stage = grid.root / "stages" / "numbers"
-    if (stage / "result.json").exists():
-        assert np.load(stage / "numbers.npy", mmap_mode="r").shape == (small_grid.ROWS, small_grid.WIDTH)
+    if grid.numbers.done:
+        assert np.load(grid.numbers.path, mmap_mode="r").shape == (small_grid.ROWS, small_grid.WIDTH)
 
 
 def check_trained_once(grid: Grid, kills: int) -> None:
@@ -170,7 +177,7 @@ def test_a_grid_that_is_not_killed_trains_each_step_once(whole):
     grid, _ = whole
     check_files(grid)
     check_trained_once(grid, kills=0)
-    assert len((grid.root / "stages" / "numbers" / "made").read_text().splitlines()) == 1
+    assert len((grid.numbers.folder / "made").read_text().splitlines()) == 1
     assert len({tuple(result.items()) for result in results(grid.root)}) == small_grid.TRIALS
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid import settings_from
+from planned import plan_of, settings_from
 
+from ablations.question import settings as question
 from ablations.question.axes import points_of, values_by_setting
 from ablations.question.grid import expand
-from ablations.question.plan import RelativeTime, make_plan
 from ablations.question.settings import Grid
 from iris.errors import SettingError
 
@@ -24,27 +25,21 @@ KNOWN = {
 }
 
 
-def grid(**parts: Any) -> Grid:
-    given = {
-        "name": "g",
-        "question": "q",
-        "claim": "c",
-        "baseline": {},
-        "axes": {},
-        "zip": [],
-        "when": {},
-        "exclude": [],
-        "points": [],
-        "include": [],
-        "match": "none",
-        "decide": {},
-        "halving": None,
-    }
-    return Grid(**(given | parts))
+def points(**parts: Any) -> list[dict[str, Any]]:
+    return points_of(Grid(**parts), KNOWN)
 
 
-def points(folder: Path | None = None, **parts: Any) -> list[dict[str, Any]]:
-    return points_of(grid(**parts), KNOWN, *([folder] if folder else []))
+@pytest.fixture
+def write_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes a file of a folder of grids that stands for the product's own."""
+    monkeypatch.setattr(question, "GRIDS", tmp_path)
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.yaml").write_text(text)
+        question.grids.cache_clear()
+
+    yield write
+    question.grids.cache_clear()
 
 
 def test_joined_axes_move_together_and_multiply_with_the_others():
@@ -95,13 +90,13 @@ def test_points_alone_are_a_grid():
     assert points(points=[{"model.dim": 64}, {"model.dim": 96}]) == [{"model.dim": 64}, {"model.dim": 96}]
 
 
-def test_another_grid_joins_with_its_own_rules_and_shared_points_count_once(tmp_path):
-    (tmp_path / "other.yaml").write_text("""
-        grid: {name: other, question: q, claim: c, baseline: {}, match: none, decide: {}, axes: {model.dim: [64, 96, 128]},
-               exclude: [{model.dim: 128}]}""")
-    assert points(tmp_path, axes={"model.dim": [96, 32]}, include=["other"]) == [
+def test_another_grid_joins_with_its_own_rules_and_shared_points_count_once(write_grid):
+    write_grid("other", "axes: {model.dim: [64, 96, 128]}\nexclude: [{model.dim: 128}]\nsettings: {model: {dim: 8}}")
+    write_grid("more", "include: [other]\npoints: [{model.heads: 2}]")
+    assert points(axes={"model.dim": [96, 32]}, include=["more"]) == [
         {"model.dim": 96},
         {"model.dim": 32},
+        {"model.heads": 2},
         {"model.dim": 64},
     ]
 
@@ -113,7 +108,7 @@ def test_another_grid_joins_with_its_own_rules_and_shared_points_count_once(tmp_
         ({"axes": {"model.dims": [1]}}, r"grid.axes: model.dims is not a trial setting \(did you mean model.dim\?\)"),
         ({"axes": {"model.dim": []}}, "grid.axes.model.dim=.. must be a list of values"),
         ({"axes": {"model.dim": [1, 1]}}, "lists a value twice"),
-        ({"axes": {"judge.name": ["shapes"]}}, "judge.name cannot vary"),
+        ({"axes": {"model.dim": 1}}, "grid.axes.model.dim=1 must be a list of values"),
         (
             {"zip": [{"model.dim": [1, 2], "model.heads": [1]}]},
             r"grid.zip\[0\]: its lists have different lengths: model.dim 2, model.heads 1",
@@ -139,13 +134,13 @@ def test_grids_that_cannot_be_used(parts, words):
 
 
 def test_an_axis_may_be_given_on_the_command_line_in_place_of_the_grids_own():
-    settings, values = settings_from(
+    settings = settings_from(
         "grid=mixers",
         "grid.axes={model.iterations: [2, 4], depth.injection: [concat, add]}",
         "grid.baseline={model.iterations: 4}",
         "grid.match=none",
     )
-    names = [arm.name for arm in expand(settings, values)]
+    names = [arm.name for arm in expand(settings)]
     assert names == [
         "iterations=4 injection=concat",
         "iterations=2 injection=concat",
@@ -155,36 +150,17 @@ def test_an_axis_may_be_given_on_the_command_line_in_place_of_the_grids_own():
 
 
 def test_two_arms_that_are_one_trial_are_refused_by_name():
-    settings, values = settings_from(
-        "grid=mixers", "grid.axes={model.mixer: [grfm, attention], spatial.decay: [learned, fixed]}"
-    )
     with pytest.raises(
         SettingError,
         match="mixer=attention decay=learned and mixer=attention decay=fixed are the same trial, "
         "spatial.decay changes nothing there",
     ):
-        make_plan(settings, values)
+        plan_of("grid=mixers", "grid.axes={model.mixer: [grfm, attention], spatial.decay: [learned, fixed]}")
 
 
 def test_grids_that_are_joined_share_their_common_trial():
-    plan = make_plan(*settings_from("grid=mixers", "grid.include=[depth]", "grid.match=none", "scale=smoke"))
+    plan = plan_of("grid=mixers", "grid.include=[depth]", "grid.match=none", "scale=smoke")
     names = [trial.arm for trial in plan.trials]
     assert names[:5] == [f"mixer={mixer}" for mixer in ("grfm", "attention", "fourier", "recurrence", "spatial")]
     assert "iterations=4" not in names and "iterations=2" in names  # grfm is trained with 4
     assert len({trial.key for trial in plan.trials}) == len(names) == len(plan.arms)
-
-
-def test_times_are_kept_so_that_a_grid_planned_again_has_the_same_keys(tmp_path):
-    words = (
-        "grid=mixers",
-        "grid.axes={model.mixer: [grfm, attention]}",
-        "grid.match=latency",
-        "scale=smoke",
-        f"runs_dir={tmp_path}",
-    )
-    first, again = (make_plan(*settings_from(*words)) for _ in range(2))
-    assert [trial.key for trial in first.trials] == [trial.key for trial in again.trials]
-    arm = first.arms[1]
-    assert "latency" in arm.matched and arm.settings["model"]["mixer_width"] is not None
-    cost = RelativeTime(first.arms[0].settings, tmp_path / "times")
-    assert cost(first.arms[0].settings) == 1.0 and abs(cost(arm.settings) - 1) <= 0.05

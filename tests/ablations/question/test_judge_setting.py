@@ -1,26 +1,17 @@
-"""The judge of a grid: which settings name it, what identifies it, and a trial measured by a general one."""
+"""The judge of a grid: which settings name it, and what identifies it."""
 
-import json
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
+from planned import plan_of
 
-from ablations.question.compose import composed, settings_of
-from ablations.question.plan import Plan, make_plan
-from ablations.trial.stages import Stages
-from ablations.trial.trial import run_trial
-from eval.judges import MissingWeights
+from ablations.question.plan import Plan
 from iris.errors import SettingError
 
 GRID = ("grid=mixers", "scale=smoke", "grid.match=none", "grid.axes={model.mixer: [grfm]}")
-
-
-def plan_of(*overrides: str) -> Plan:
-    return make_plan(*settings_of(composed([*GRID, *overrides])))
 
 
 def file_of(folder: Path, content: str) -> str:
@@ -29,118 +20,68 @@ def file_of(folder: Path, content: str) -> str:
     return str(folder / "weights.pt")
 
 
+def plan_by(judge: str, *more: str) -> Plan:
+    return plan_of(*GRID, f"judge={judge}", *more)
+
+
 def keys(plan: Plan) -> list[str]:
     return [trial.key for trial in plan.trials]
 
 
-def stage_keys(plan: Plan) -> list[str]:
-    return list(plan.stages(plan.trials[0]).keys)
+def stages(plan: Plan, *kinds: str) -> list[Any]:
+    return [stage.key for stage in plan.stages(plan.trials[0]) if not kinds or stage.kind in kinds]
 
 
 def test_weights_are_known_by_their_hash_not_by_their_place(tmp_path):
     first, moved, other = (file_of(tmp_path / name, text) for name, text in (("a", "x"), ("b", "x"), ("c", "y")))
-    one, same, changed = (plan_of("judge=inception", f"judge.weights={path}") for path in (first, moved, other))
-    assert keys(one) == keys(same) and stage_keys(one) == stage_keys(same)
-    assert keys(one) != keys(changed) and keys(one) != keys(plan_of())
-    assert len(set(stage_keys(one)) & set(stage_keys(changed))) == 2  # data and latent; not the judge's reference
+    one, same, changed = (plan_by("inception", f"judge.weights={path}") for path in (first, moved, other))
+    assert keys(one) == keys(same) and stages(one) == stages(same)
+    assert keys(one) != keys(changed) and stages(one, "text", "images") == stages(changed, "text", "images")
+    assert not set(stages(one, "reference", "features", "quality")) & set(stages(changed))
 
 
 def test_the_model_and_the_prefix_are_part_of_what_a_judge_is(tmp_path):
     path = file_of(tmp_path / "a", "x")
-    small, base = (
-        plan_of("judge=dinov2", f"judge.weights={path}", f"judge.model={size}") for size in ("small", "base")
-    )
-    assert keys(small) != keys(base) and len(set(stage_keys(small)) & set(stage_keys(base))) == 2
+    small, base = (plan_by("dinov2", f"judge.weights={path}", f"judge.model={size}") for size in ("small", "base"))
+    assert keys(small) != keys(base) and not set(stages(small, "reference")) & set(stages(base))
     plain, prefixed = (
-        plan_of("judge=clip_vit_b32", f"judge.weights={path}", *more)
-        for more in ((), ("judge.prefix='A photo depicts '",))
+        plan_by("clip_vit_b32", f"judge.weights={path}", *more) for more in ([], ["judge.prefix=A photo depicts "])
     )
-    assert keys(plain) != keys(prefixed) and stage_keys(plain) == stage_keys(prefixed)
-    assert prefixed.judge["prefix"] == "A photo depicts "
+    assert keys(plain) != keys(prefixed) and prefixed.judge["prefix"] == "A photo depicts "
 
 
-def test_a_relative_path_is_made_absolute_and_a_tag_is_left_alone(tmp_path, monkeypatch):
+def test_a_relative_path_names_the_same_judge(tmp_path, monkeypatch):
     file_of(tmp_path / "a", "x")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "openai").write_text("x")
-    plan = plan_of("judge=inception", "judge.weights=a/weights.pt")
-    assert plan.trials[0].settings["judge"]["weights"] == str(tmp_path / "a" / "weights.pt")
-    monkeypatch.setattr("ablations.question.plan.describe", lambda **_: {"sha256": "0" * 64})
-    assert (
-        plan_of("judge=clip", "judge.model=ViT-B-32-quickgelu", "judge.weights=openai")
-        .trials[0]
-        .settings["judge"]["weights"]
-        == "openai"
-    )
+    plan = plan_by("inception", "judge.weights=a/weights.pt")
+    assert keys(plan) == keys(plan_by("inception", f"judge.weights={tmp_path / 'a' / 'weights.pt'}"))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "kind", "words"),
+    ("words", "told"),
     [
-        (("judge=inception", "judge.weights=/nowhere/x.pt"), MissingWeights, "judge.weights=/nowhere/x.pt is no file"),
-        (("judge=clip",), SettingError, "set judge.weights to a tag"),
-        (("judge.model=large",), SettingError, "judge shapes takes no judge.model"),
-        (("grid.axes={judge.name: [shapes, inception]}",), SettingError, "judge.name cannot vary"),
-        (
-            ("judge.name=oracle",),
-            SettingError,
-            "judge.name='oracle' is unknown; allowed: shapes, inception, clip_vit_b32",
-        ),
+        (["judge=inception", "judge.weights=/nowhere/x.pt"], "judge.weights=/nowhere/x.pt is no file"),
+        (["judge=clip"], "set judge.weights to a tag"),
+        (["judge.model=large"], "judge shapes takes no judge.model"),
+        (["judge.name=oracle"], "judge.name='oracle' is unknown; allowed: shapes, inception, clip_vit_b32"),
+        (["measure.what=[skills]", "judge=inception"], "judge inception reads the attributes of no drawn world"),
     ],
 )
-def test_a_judge_that_cannot_be_used_stops_the_plan(overrides, kind, words):
-    with pytest.raises(kind, match=words):
-        plan_of(*overrides)
+def test_a_judge_that_cannot_be_used_stops_the_plan(words, told, tmp_path):
+    weights = file_of(tmp_path / "a", "x")
+    given = [f"judge.weights={weights}"] if words[-1] == "judge=inception" else []
+    with pytest.raises(SettingError, match=told):
+        plan_of(*GRID, *words, *given)
 
 
-def test_weights_exchanged_after_the_plan_are_noticed(tmp_path):
-    plan = plan_of()
-    stages = plan.stages(plan.trials[0])
-    assert stages.judge().sha256 == plan.judge["sha256"]
-    with pytest.raises(SettingError, match="put those back or start the grid again"):
-        Stages(stages.settings, plan.facts[plan.trials[0].arm] | {"judge": "0" * 64}, tmp_path).judge()
-
-
-class Layers(nn.Module):
-    """[N, 3, 299, 299] -> [N, 2048]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 8, 9, stride=16)
-
-    def forward(self, x):
-        return F.adaptive_avg_pool2d(self.convolution(x), [16, 16]).flatten(1)
-
-
-class Archive(nn.Module):
-    """The part of clean-fid's Inception that is used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = Layers()
-
-
-@pytest.mark.filterwarnings("ignore::eval.metrics.fid.RankDeficientWarning", "ignore::FutureWarning")
-def test_a_trial_is_measured_by_a_judge_without_text_and_worlds(tmp_path):
-    torch.jit.script(Archive()).save(tmp_path / "inception.pt")
+def test_judges_may_be_an_axis_and_share_the_images(tmp_path):
+    path = file_of(tmp_path / "a", "x")
     plan = plan_of(
-        "judge=inception",
-        f"judge.weights={tmp_path / 'inception.pt'}",
-        f"runs_dir={tmp_path / 'runs'}",
-        "latent=pixel",
-        "data.train=48",
-        "data.validation=24",
-        "data.heldout=8",
-        "train.steps=2",
-        "measure.samples=12",
-        "measure.heldout_samples=4",
-        "measure.iterations=[]",
+        *GRID[:3],
+        "grid.axes={}",
+        f"grid.points=[{{judge.name: shapes}}, {{judge.name: inception, judge.weights: {path}}}]",
+        "grid.baseline={judge.name: shapes}",
     )
-    trial = plan.trials[0]
-    run_trial(str(plan.folder(trial)), plan.job_plan(trial))
-    result = json.loads((plan.folder(trial) / "result.json").read_text())["metrics"]
-    assert {"fid", "fid_se", "kid", "fid_untrained", "fid_reference"} <= set(result)
-    assert not [name for name in result if "clip" in name or "accuracy" in name]
-    stages = plan.stages(trial)
-    reference = stages.reference("validation")
-    assert reference.shape == (24, 2048) and np.isfinite(reference.numpy()).all()
+    shapes, inception = ({stage.key: stage.kind for stage in trial.chain.stages} for trial in plan.trials)
+    shared = {shapes[key] for key in shapes.keys() & inception.keys()}
+    assert shared == {"data", "latent", "encoded", "text", "images"} and plan.judge["name"] == "shapes"

@@ -1,173 +1,156 @@
-"""From a command line to checked settings: what composes, and how a mistake is told."""
+"""The settings of ``python -m ablations.run``: what its own words choose, and how a mistake is told."""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import pytest
+from planned import settings_from
 
-from ablations.question.compose import CONF, GROUPS, composed, options, settings_of
-from ablations.question.settings import Settings, build, flatten
+from ablations.question.settings import TREE, Settings, grids
+from eval.settings import TREE as EVAL
 from iris.errors import SettingError
+from iris.settings import flatten, load_yaml
+from iris.stages.settings import TREE as TRAINING
 
 
-def settings_from(*overrides: str) -> Settings:
-    """Settings of a command line."""
-    return settings_of(composed(list(overrides)))[0]
-
-
-def error_of(*overrides: str) -> str:
+def error_of(*words: str) -> str:
     """What a command line that cannot be used is answered."""
     with pytest.raises(SettingError) as caught:
-        settings_from(*overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+        settings_from(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_overrides_compose():
+def test_words_compose():
     settings = settings_from("grid=mixers", "train.steps=2000", "seeds=[0,1,2]", "model.dim=128", "data=shapes2")
     assert (settings.grid.name, settings.train.steps, settings.seeds) == ("mixers", 2000, [0, 1, 2])
-    assert settings.model.dim == 128
-    assert (settings.data.name, settings.data.size) == ("shapes2", 64)
+    assert (settings.model.dim, settings.data.name) == (128, "shapes2")
 
 
-def test_settings_and_plain_values_agree():
-    settings, values = settings_of(composed(["train.learning_rate=1"]))
-    assert isinstance(settings.train.learning_rate, float) and settings.train.learning_rate == 1.0
-    assert dataclasses.asdict(settings) == values
+@pytest.mark.parametrize("word", TREE.words)
+def test_every_option_of_every_group_builds(word):
+    assert TREE.options(word)
+    for option in TREE.options(word):
+        settings = TREE.build([f"{word}={option}"])
+        assert isinstance(settings, Settings)
+        if word in ("grid", "latent", "judge", "launcher", "runtime"):  # which carry their own name
+            assert getattr(settings, word).name == option
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_group_has_options(group):
-    assert options(group) == sorted(path.stem for path in (CONF / group).iterdir() if path.suffix == ".yaml") != []
+def leaves(values: dict[str, Any], *groups: str) -> dict[str, Any]:
+    """The settings of some groups by their dotted names."""
+    return flatten({group: values[group] for group in groups})
 
 
-@pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
-def test_every_file_of_every_group_composes(choice):
-    group, _, option = choice.partition("=")
-    settings, values = settings_of(composed([choice]))
-    assert isinstance(settings, Settings)
-    if group in ("grid", "data", "latent", "judge", "launcher"):  # whose files carry their own name
-        assert values[group]["name"] == option
+def test_the_groups_mean_what_they_mean_to_the_other_commands():
+    """So that a grid takes what they made: of training all, of measuring all but how many images of which measures."""
+    ours, training, measuring = (tree.compose([]) for tree in (TREE, TRAINING, EVAL))
+    shared = [
+        name for name in training if name in ours and name not in ("seed", "runs_dir", "threads", "stage", "start")
+    ]
+    changed = {k for k, v in leaves(training, *shared).items() if leaves(ours, *shared)[k] != v}
+    assert changed == {"compute.validate_every"}  # a trial is looked at when it is finished
+    groups = ("data", "judge", "measure", "sample")
+    changed = {k for k, v in leaves(measuring, *groups).items() if leaves(ours, *groups)[k] != v}
+    assert changed == {"measure.heldout", "measure.quality.metrics"}
+    for group in groups:
+        assert TREE.groups[group] == EVAL.groups[group]
+
+
+def test_a_scale_reaches_over_training_measuring_and_launching():
+    smoke, gpu = settings_from("scale=smoke"), settings_from("scale=gpu")
+    assert (smoke.model.dim, smoke.train.steps, smoke.measure.samples, smoke.measure.heldout) == (32, 12, 96, 32)
+    assert (gpu.model.dim, gpu.measure.samples, gpu.launcher.gpus_per_trial) == (384, 10000, 1)
+    assert TREE.options("scale") == TRAINING.options("scale")
 
 
 def test_the_scale_beats_the_groups_and_the_command_line_beats_the_scale():
-    smoke = settings_from("scale=smoke", "sample=heun", "data=shapes2")
-    assert (smoke.model.dim, smoke.train.steps, smoke.sample.steps, smoke.data.train) == (32, 12, 2, 512)
-    assert (smoke.sample.sampler, smoke.data.size, smoke.train.batch) == ("heun", 64, 16)
-    for order in (["scale=smoke", "model.dim=48", "data.train=99"], ["model.dim=48", "data.train=99", "scale=smoke"]):
-        settings = settings_from(*order)
-        assert (settings.model.dim, settings.data.train, settings.train.steps) == (48, 99, 12)
+    for words in (
+        ["scale=smoke", "sample=heun", "data=shapes2", "model.dim=48", "measure.samples=9"],
+        ["measure.samples=9", "model.dim=48", "data=shapes2", "sample=heun", "scale=smoke"],
+    ):
+        settings = settings_from(*words)
+        assert (settings.sample.sampler, settings.sample.steps, settings.data.name) == ("heun", 2, "shapes2")
+        assert (settings.model.dim, settings.measure.samples, settings.data.train) == (48, 9, 512)
+
+
+def test_a_grid_is_read_from_its_file_with_what_it_sets_beside_its_axes():
+    assert grids()["fourier"]["model"] == {"mixer": "fourier"} and "settings" not in grids()["fourier"]["grid"]
+    assert {name: sets["grid"]["name"] for name, sets in grids().items()} == {name: name for name in grids()}
+
+
+def test_a_grids_decision_is_set_word_by_word():
+    settings = settings_from("grid=mixers", "grid.decide.practical=10%", "grid.decide.metric=kid")
+    assert settings.grid.decide | {"expect": None} == {
+        "metric": "kid",
+        "better": "lower",
+        "practical": "10%",
+        "expect": None,
+    }
+    assert settings_from("grid=mixers").grid.decide["practical"] == "5%"  # nobody else's
+    assert settings_from("grid=mixers", "grid.axes.model.mixer=[grfm,conv3]").grid.axes == {
+        "model.mixer": ["grfm", "conv3"]
+    }
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("word", "told"),
     [
-        ("train.stepz=5", ["train.stepz is not a setting", "did you mean train.steps?", "train.batch"]),
+        ("seed=5", ["seed=5", "seeds=[5]"]),
+        ("sed=5", ["sed is not a setting", "did you mean seed?", "runs_dir"]),
         ("trian.steps=5", ["trian.steps is not a setting", "did you mean train.steps?"]),
-        ("seed=5", ["seed is not a setting", "did you mean seeds?", "runs_dir"]),
-        ("model.size=5", ["model.size is not a setting", "model.dim", "model.mixer"]),
-        (
-            "grid.axes.model.mixer=[grfm]",
-            ["grid.axes.model.mixer is not a setting by itself", "'grid.axes={model.mixer: …}'"],
-        ),
+        ("latent.steps=5", ["latent.steps is not a setting", "did you mean latent.stages?"]),
+        ("grid.axes.model.dim=[64]", ["is not a setting by itself", "'grid.axes={model.dim: …}'"]),
         ("grid.decide.metrik=fid", ["grid.decide.metrik is not a setting", "did you mean grid.decide.metric?"]),
-    ],
-)
-def test_an_unknown_key_is_named_with_what_is_allowed(override, words):
-    message = error_of(override)
-    assert all(word in message for word in [*words, "allowed:"]), message
-
-
-@pytest.mark.parametrize(
-    ("override", "suggested", "allowed"),
-    [
-        ("grid=mixer", "mixers", ["depth", "latents", "loss_weight", "mixers", "pathways"]),
-        ("scale=smok", "smoke", ["default", "gpu", "smoke"]),
-        ("data=shape", "shapes", ["folder", "parquet", "shapes", "shapes2"]),
-        ("latent=haaar", "haar", ["haar", "wavelet_vae"]),
-        ("launcher=cluster", None, ["inline", "local", "slurm"]),
-        ("grid=", None, ["mixers"]),
-    ],
-)
-def test_an_unknown_option_of_a_group(override, suggested, allowed):
-    message, group = error_of(override), override.partition("=")[0]
-    assert message.startswith(f"{group}=") and "is unknown" in message
-    assert (f"did you mean {suggested}?" if suggested else "allowed:") in message
-    listed = message.rpartition("allowed: ")[2].split(", ")
-    assert set(allowed) <= set(listed) == set(options(group))
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("train.steps=many", ["train.steps='many'", "int"]),
-        ("train.steps=2.5", ["train.steps=2.5", "int"]),
-        ("train.steps=true", ["train.steps=True", "int"]),
-        ("train.steps=null", ["train.steps=None", "int"]),
-        ("train.steps=", ["train.steps=''", "int"]),
-        ("train.clip=no_number", ["train.clip='no_number'", "float"]),
-        ("dry_run=3", ["dry_run=3", "bool"]),
-        ("seeds=3", ["seeds=3", "list"]),
-        ("model.mixer=[grfm]", ["model.mixer=", "str"]),
-        ("threads=many", ["threads='many'", "int or null"]),
-        ("train=quick", ["train='quick' is unknown", "flow"]),
-    ],
-)
-def test_a_value_of_the_wrong_type(override, words):
-    message = error_of(override)
-    assert all(word in message for word in words), message
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("train.steps=-5", ["train.steps=-5", "at least 1"]),
-        ("train.steps=0", ["train.steps=0", "at least 1"]),
-        ("train.learning_rate=0", ["train.learning_rate=0", "above 0"]),
-        ("train.learning_rate=nan", ["train.learning_rate=nan", "finite"]),
-        ("train.caption_dropout=1.5", ["train.caption_dropout=1.5", "at most 1"]),
-        ("data.max_bad=-0.1", ["data.max_bad=-0.1", "at least 0"]),
-        ("data.size=4", ["data.size=4", "at least 8"]),
+        ("grid=mixer", ["grid='mixer' is unknown", "did you mean mixers?", "depth", "precision"]),
+        ("grid=", ["grid='' is unknown", "mixers"]),
+        ("scale=smok", ["did you mean smoke?", "default, gpu"]),
+        ("launcher=cluster", ["launcher='cluster' is unknown", "inline, local, slurm"]),
         ("launcher.workers=0", ["launcher.workers=0", "at least 1"]),
+        ("launcher.gpus_per_trial=2", ["launcher.gpus_per_trial=2", "launcher=local", "0, 1", "launcher=slurm"]),
+        ("launcher.interrupt=stop", ["launcher.interrupt='stop'", "ask, detach, cancel"]),
         ("threads=0", ["threads=0", "at least 1"]),
-        ("measure.latency_rounds=1", ["measure.latency_rounds=1", "2 or more, or 0"]),
-        ("train.optimiser=adam", ["train.optimiser='adam'", "did you mean adamw?", "muon, adamw"]),
-        ("sample.sampler=ddim", ["sample.sampler='ddim'", "euler, heun, midpoint, stochastic"]),
+        ("threads=many", ["threads='many'", "int or null"]),
         ("grid.match=speed", ["grid.match='speed'", "params, flops, latency, none"]),
+        ("action=stop", ["action='stop'", "run, status, cancel, retry, report"]),
+        ("measure.latency.rounds=1", ["measure.latency.rounds=1", "2 or more, or 0"]),
+        ("runtime.precision=int8", ["runtime.precision=int8", "runtime.name=onnx"]),
+        ("track.models_mb=-1", ["track.models_mb=-1", "at least 0"]),
+        ("mixers", ["'mixers' is no setting", "grid=mixers"]),
     ],
 )
-def test_a_value_out_of_range(override, words):
-    message = error_of(override)
-    assert all(word in message for word in words), message
+def test_a_mistake_is_named_with_what_is_allowed(word, told):
+    message = error_of(word)
+    assert all(part in message for part in told), message
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("mixers", ["'mixers'", "key=value"]),
-        ("train.steps", ["'train.steps'", "key=value"]),
-        ("+x=1", ["'+x=1'", "neither added nor removed", "x=value"]),
-        ("++train.steps=1", ["'++train.steps=1'", "train.steps=value"]),
-        ("~train.steps=1", ["'~train.steps=1'", "neither added nor removed"]),
-        ("seeds=[0,1", ["seeds=[0,1"]),
-        ("train.steps=${nothing}", ["nothing"]),
-    ],
-)
-def test_what_is_no_setting_at_all(override, words):
-    message = error_of(override)
-    assert all(word in message for word in words), message
+def test_what_is_shown_is_read_back_the_same():
+    for name in grids():
+        values = TREE.compose([f"grid={name}"])
+        assert load_yaml(TREE.dump(values)) == values
 
 
-def test_build_names_a_missing_key_and_a_value_that_is_no_group():
-    values = settings_of(composed([]))[1]
-    without = {**values, "train": {k: v for k, v in values["train"].items() if k != "clip"}}
-    with pytest.raises(SettingError, match=r"train\.clip is missing"):
-        build(Settings, without)
-    with pytest.raises(SettingError, match="model=64 must be a group of settings"):
-        build(Settings, {**values, "model": 64})
+def test_threads_are_the_cores_shared_by_the_workers(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for words, threads in (
+        ([], 4),
+        (["launcher.workers=3"], 2),
+        (["launcher.workers=9"], 1),
+        (["threads=7"], 7),
+        (["launcher=inline"], 8),
+        (["launcher=slurm"], 4),
+        (["launcher=slurm", "threads=7"], 7),
+    ):
+        settings = settings_from(*words)
+        assert settings.launcher.threads_of(settings.threads) == threads, words
 
 
-def test_flatten():
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+def test_on_slurm_a_trial_has_a_process_for_each_gpu_of_each_node():
+    for words, processes in (
+        (["launcher.nodes=2"], 1),
+        (["launcher=slurm"], 1),
+        (["launcher=slurm", "launcher.gpus_per_trial=4", "launcher.nodes=2"], 8),
+        (["launcher=slurm", "launcher.gpus_per_trial=0", "launcher.nodes=2"], 2),
+    ):
+        assert settings_from(*words).launcher.processes == processes, words
