@@ -19,7 +19,7 @@ from iris.nn.mixers import OPTION_GROUPS
 from iris.randomness import addressed, initialise
 from iris.settings import facts
 from iris.stages.data import size_of
-from iris.stages.parts import generator_config, latent_of, latent_shape, text_of, text_width
+from iris.stages.parts import generator_config, latent_sizes, parameters_of, text_of, text_width
 from iris.text import TextEncoder, Vocabulary, WordEncoder
 from iris.training.optimiser import Optimisers, OptimiserSettings
 from iris.training.tasks import FlowTask
@@ -28,8 +28,7 @@ TIMED = 15  # evaluations of each of two generators whose times are compared
 EXAMPLE = "a large red circle in the centre on a white background"
 
 Cost = Callable[[TrialSettings], float]
-_known: dict[str, float] = {}
-_sizes: dict[str, tuple[int, int]] = {}
+_known: dict[str, float] = {}  # operations of generators that were built once
 
 
 def cost_of(what: str, baseline: TrialSettings, runs: Path) -> Cost:
@@ -40,32 +39,21 @@ def cost_of(what: str, baseline: TrialSettings, runs: Path) -> Cost:
 
 def parameters(settings: TrialSettings) -> float:
     """Generator parameters."""
-    return _counted("parameters", _parameters, settings)
+    return parameters_of(generator_config(settings, latent_sizes(settings)[0], text_width(settings)))
 
 
 def operations(settings: TrialSettings) -> float:
     """Floating-point operations of one generator evaluation for one image."""
-    return _counted("operations", _operations, settings)
+    built = digest(built_from(settings))
+    if built not in _known:
+        _known[built] = _operations(settings)
+    return _known[built]
 
 
 def built_from(settings: TrialSettings) -> list[object]:
     """What a generator is built from, as plain values."""
     groups = ("latent", "model", "depth", *OPTION_GROUPS)
     return [settings.data.name, settings.data.size, *(facts(getattr(settings, group)) for group in groups)]
-
-
-def _counted(name: str, count: Cost, settings: TrialSettings) -> float:
-    """``count(settings)``, once for all settings of the same generator: a grid over seeds and rates builds it once."""
-    built = digest([name, built_from(settings)])
-    if built not in _known:
-        _known[built] = count(settings)
-    return _known[built]
-
-
-def _parameters(settings: TrialSettings) -> float:
-    config = generator_config(settings, _latent_sizes(settings)[0], text_width(settings))
-    with torch.device("meta"):
-        return sum(p.numel() for p in Generator(config).parameters())
 
 
 def _operations(settings: TrialSettings) -> float:
@@ -122,7 +110,7 @@ def step_seconds(settings: TrialSettings, steps: int = 3) -> float:
 
 def example_task(settings: TrialSettings, batch: int) -> FlowTask:
     """A training task of the right shapes on random data."""
-    channels, factor = _latent_sizes(settings)
+    channels, factor = latent_sizes(settings)
     side = size_of(settings.data.source("train")) // factor
     text = _example_text(settings)
     model = initialise(TextToLatent(text, Generator(generator_config(settings, channels, text.width))), 0)
@@ -136,12 +124,3 @@ def _example_text(settings: TrialSettings) -> TextEncoder:
     if settings.model.text == "clip":
         return WordEncoder(Vocabulary.from_captions([EXAMPLE], 77), text_width(settings), 0, heads=1)
     return text_of(settings, [EXAMPLE])
-
-
-def _latent_sizes(settings: TrialSettings) -> tuple[int, int]:
-    """Channels and factor (image size over latent size) of the latent; kept, as a pretrained one reads its weights."""
-    shape = repr([settings.latent.name, latent_shape(settings)])
-    if shape not in _sizes:
-        latent = latent_of(settings)
-        _sizes[shape] = (latent.channels, latent.factor)
-    return _sizes[shape]

@@ -145,7 +145,7 @@ def _run(place: Path, plan: Mapping[str, Any], status: Status) -> dict[str, Any]
         stage.make()
     write_json(place / "stages.json", [stage.key for stage in chain.stages])
     status("operations")
-    pipeline = IrisPipeline.from_pretrained(chain.weights.make())
+    pipeline = IrisPipeline.from_pretrained(chain.weights.place)
     images: Images = chain.run.main
     _keep_gallery(place, chain, images)
     _keep_gates(place, pipeline, chain, images.captions[:GALLERY])
@@ -189,7 +189,7 @@ def seconds_of(chain: Chain) -> dict[str, float]:
 
 
 def _size(pipeline: IrisPipeline, chain: Chain, caption: str) -> dict[str, float]:
-    given = {"folder": str(chain.weights.make()), "caption": caption, **vars(chain.sampling)}
+    given = {"folder": str(chain.weights.place), "caption": caption, **vars(chain.sampling)}
     parameters = sum(p.numel() for p in pipeline.model.generator.parameters())
     operations = count_flops(load_for_measuring(given)).gflops
     return {"params_m": parameters / 1e6, "gflops": operations, "nfe": chain.sampling.evaluations}

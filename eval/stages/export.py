@@ -40,7 +40,7 @@ class Export(Stage):
         return {**vars(self.runtime), "batch": self.batch, "iterations": self.iterations}
 
     def work(self) -> dict[str, Any]:
-        runtime, model = self.runtime, self.model.make()
+        runtime, model = self.runtime, self.model.place
         with waiting(self.context.progress, f"exporting to {self.label}"):
             about = export_model(
                 model, self.place, runtime.name, runtime.precision, batch=self.batch, iterations=self.iterations

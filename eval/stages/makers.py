@@ -39,8 +39,8 @@ class Maker:
         return cls(work, subject.kind, subject.sampling, subject.dtype, subject.size, subject.device, opened=subject)
 
     def open(self) -> Subject:
-        """The model, ready to make images."""
+        """The model, which is there, ready to make images."""
         if self.opened is not None:
             return self.opened
         sample = Sample(**self.sampling, batch=self.batch)
-        return open_subject(str(self.work.make()), self.kind, sample, self.dtype, self.device)
+        return open_subject(str(self.work.place), self.kind, sample, self.dtype, self.device)

@@ -22,6 +22,7 @@ from iris.data.raster import key_of, mix, random_bits, unit
 from iris.data.settings import SourceSettings
 from iris.errors import SettingError
 
+EMPTY = "empty caption"
 GRACE = 100  # rows before data.max_bad is judged as a share of those read; until then, as a share of so many
 LOST = -1  # the offset after a shard of which nothing more can be read
 
@@ -133,7 +134,7 @@ class Source(ABC):
     def decode(self, raw: Raw, seed: int, epoch: int) -> Example | str:
         """The row with its picture cropped and resized, or what is wrong with it."""
         caption = (raw.caption or "").strip()
-        problem = raw.problem or (None if caption else "empty caption")
+        problem = raw.problem or (None if caption else EMPTY)
         if problem is None:
             image = decode_image(raw.image, self.settings.size, self._where(raw.key, seed, epoch))
             if not isinstance(image, str):
@@ -232,7 +233,10 @@ class Stream(Iterator[Example]):
         read, share = self._before + self._taken, self._source.settings.max_bad
         if self.bad > share * max(read, GRACE):
             named = ", ".join(self._named[:NAMED]) + (", …" if self.bad > NAMED else "")
-            raise SettingError(f"data.max_bad allows {share:.2%} unusable rows, but {self.bad} of {read} are: {named}")
+            hint = "; data.text_column says what holds the captions" if EMPTY in named else ""
+            raise SettingError(
+                f"data.max_bad allows {share:.2%} unusable rows, but {self.bad} of {read} are: {named}{hint}"
+            )
 
     def _check(self, position: dict[str, Any]) -> None:
         for name, value in self._address.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 from iris.errors import SettingError
@@ -28,7 +29,12 @@ def latent_options(name: str) -> tuple[str, ...]:
     """
     if name not in LATENTS:
         raise SettingError(f"latent.name={name!r} is unknown; allowed: {', '.join(LATENTS)}")
-    return tuple(inspect.signature(LATENTS[name]).parameters)
+    return _options(LATENTS[name])
+
+
+@functools.cache
+def _options(kind: type[Latent]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
 
 
 def build_latent(name: str, **options: object) -> Latent:

@@ -38,10 +38,11 @@ from iris.stages.engine import Context, Finished, Work
 from iris.stages.latent import NamedLatent, load_latent
 from iris.stages.latent_cache import CachedLatents
 from iris.stages.parts import (
+    check_size,
     generator_config,
-    latent_of,
+    latent_sizes,
     model_facts,
-    require_side,
+    parameters_of,
     sampling_of,
     text_fingerprint,
     text_of,
@@ -216,11 +217,9 @@ class FlowStage(OnLatents):
                 "all, as data.labels=[cat,dog], or set data.live=false"
             )
         if self.start is None:
-            latent = latent_of(recipe)
-            require_side(latent, self.size)
+            check_size(recipe, self.size)
             if self.text_name != "clip":
-                with torch.device("meta"):
-                    Generator(generator_config(recipe, latent.channels, recipe.model.text_width))
+                parameters_of(generator_config(recipe, latent_sizes(recipe)[0], recipe.model.text_width))
 
     @property
     def text_name(self) -> str:

@@ -21,7 +21,7 @@ from iris.settings import facts
 from iris.stages.data import Pictures, held_out, size_of, stored, unselected
 from iris.stages.engine import Context
 from iris.stages.latent_cache import latent_digest
-from iris.stages.parts import latent_of, latent_shape, require_side
+from iris.stages.parts import check_size, latent_of, latent_shape
 from iris.stages.settings import Recipe
 from iris.stages.trained import Seen, Trained
 from iris.training.vae_task import VAETask
@@ -97,7 +97,7 @@ class LatentStage(Trained):
 
     def check(self) -> None:
         recipe, size = self.recipe, size_of(self.pictures.source)
-        require_side(latent_of(recipe), size)
+        check_size(recipe, size)
         for options in (recipe.reconstruction, recipe.perceptual, recipe.adversarial):
             options.require_size(size, size)
         if recipe.stage == self.stage and recipe.compute.gradient_checkpointing:

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.latents import Latent, build_latent, latent_options
-from iris.nn.generator import GeneratorConfig
+from iris.nn.generator import Generator, GeneratorConfig
 from iris.nn.mixers import OPTION_GROUPS, MixerOptions, option_groups, source_digest
 from iris.settings import facts
 from iris.stages.settings import MODEL_TEXT, Recipe
 from iris.text import ClassLabels, CLIPText, TextEncoder, Vocabulary, WordEncoder
+
+# Known of parts that were built to be looked at: a grid's trials share most of them.
+_sizes: dict[str, tuple[int, int]] = {}
+_parameters: dict[str, int] = {}
 
 
 def latent_shape(recipe: Recipe) -> dict[str, Any]:
@@ -28,12 +34,40 @@ def latent_of(recipe: Recipe) -> Latent:
     return build_latent(recipe.latent.name, **latent_shape(recipe))
 
 
+def latent_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Channels and factor (image size over latent size) of the latent; kept, as a pretrained one reads its weights."""
+    shape = repr([recipe.latent.name, latent_shape(recipe)])
+    if shape not in _sizes:
+        latent = latent_of(recipe)
+        _sizes[shape] = (latent.channels, latent.factor)
+    return _sizes[shape]
+
+
 def require_side(latent: Latent, size: int) -> None:
     """Raise a SettingError unless the latent divides pictures of ``size`` x ``size`` pixels."""
     try:
         latent.grid(size, size)
     except SettingError as error:
         raise SettingError(f"data.size={size}: {error}") from error
+
+
+def check_size(recipe: Recipe, size: int) -> None:
+    """Raise a SettingError where the latent of a recipe cannot hold pictures of ``size`` x ``size`` pixels."""
+    if size % latent_sizes(recipe)[1]:
+        require_side(latent_of(recipe), size)
+
+
+def parameters_of(config: GeneratorConfig) -> int:
+    """Parameters of a generator, which is built without memory.
+
+    Raises:
+        SettingError: it cannot be built.
+    """
+    known = repr(config)
+    if known not in _parameters:
+        with torch.device("meta"):
+            _parameters[known] = sum(p.numel() for p in Generator(config).parameters())
+    return _parameters[known]
 
 
 def text_of(recipe: Recipe, captions: Sequence[str], name: str | None = None) -> TextEncoder:

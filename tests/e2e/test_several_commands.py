@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -13,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
+from real_command import ROOT, made, report_of, rows_of, training_of
 
 from ablations.launch.pool import is_locked
 
-ROOT = Path(__file__).parents[2]
 COMMAND = ("grid=mixers", "scale=smoke", "threads=1", "grid.axes={model.mixer: [grfm, attention]}", "track.models_mb=0")
 PATIENCE = 900.0  # seconds that a loaded machine may take for anything
 
@@ -44,10 +43,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def results(reports: Path) -> dict[str, dict[str, str]]:
-    """Rows of results.csv by key."""
-    with open(reports / "mixers" / "results.csv", newline="") as file:
-        return {row["key"]: row for row in csv.DictReader(file)}
+def results(log: Path) -> dict[str, dict[str, str]]:
+    """Rows by key of the report that a command made."""
+    return {row["key"]: row for row in rows_of(report_of(log.read_text(), log.parent))}
 
 
 def begun(folder: Path, key: str) -> list[str]:
@@ -68,27 +66,30 @@ def test_two_commands_at_once_share_every_trial(tmp_path):
     assert [command.wait(PATIENCE) for command in commands] == [0, 0], [log.read_text() for log in logs]
     trials = sorted((tmp_path / "runs" / "trials").glob("*"))
     assert len(trials) == 2
-    rows = results(tmp_path / "reports")
-    assert rows.keys() == {trial.name for trial in trials}
+    rows = results(logs[0])
+    assert rows == results(logs[1]) and rows.keys() == {trial.name for trial in trials}
     for trial in trials:
         assert len(begun(tmp_path, trial.name)) == 1
-        steps = [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        curve = (training_of(trial) / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in curve]
         assert steps == sorted(set(steps)) and steps[-1] == 12
         assert all(f"{rows[trial.name]['arm']}, seed 0: " in log.read_text() for log in logs)
-    assert len(begun(tmp_path, "prepare")) == 1
-    assert len(list((tmp_path / "runs" / "speed").glob("*.json"))) == 1
+    shared = made(tmp_path, ("latent-", "reference-"))
+    assert len(shared) == 2 and all(len(begun(tmp_path, key)) <= 1 for key in made(tmp_path, ("",)))
+    assert len(made(tmp_path, ("speed-",))) == 1
     # The runs folder may move: the report is made anew from it, and nothing is measured again.
     (tmp_path / "runs").rename(tmp_path / "moved")
     again = start(tmp_path, tmp_path / "again", "action=report", "runs_dir=moved", "reports_dir=rebuilt")
     assert again.wait(PATIENCE) == 0, (tmp_path / "again").read_text()
-    assert results(tmp_path / "rebuilt") == rows and "measuring speed" not in (tmp_path / "again").read_text()
+    assert "rebuilt/mixers/" in (tmp_path / "again").read_text()
+    assert results(tmp_path / "again") == rows and "measuring speed" not in (tmp_path / "again").read_text()
     assert tracked(tmp_path) == ["FINISHED"] * 3
 
 
 def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
     long = ("train.steps=100000", "launcher.interrupt=detach")
     first = start(tmp_path, tmp_path / "first", *long)
-    until(lambda: first.poll() is not None or any((tmp_path / "runs" / "trials").glob("*/metrics.jsonl")))
+    until(lambda: first.poll() is not None or any((tmp_path / "runs" / "stages").glob("text-*/metrics.jsonl")))
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 0, (tmp_path / "first").read_text()
     assert "the trials run on" in (tmp_path / "first").read_text()
@@ -98,7 +99,8 @@ def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
     assert status.wait(PATIENCE) == 0 and " running" in (tmp_path / "status").read_text()
     report = start(tmp_path, tmp_path / "report", *long, "action=report")
     assert report.wait(PATIENCE) == 1 and "it is still running" in (tmp_path / "report").read_text()
-    assert "it is still running" in (tmp_path / "reports" / "mixers" / "report.md").read_text()
+    told = report_of((tmp_path / "report").read_text(), tmp_path)
+    assert "it is still running" in (told / "report.md").read_text()
     assert tracked(tmp_path) == ["RUNNING"] * 3  # the grid and its trials
     third = start(tmp_path, tmp_path / "third", *long, "action=cancel")
     assert third.wait(PATIENCE) == 0 and "stopped 2 workers here" in (tmp_path / "third").read_text()
@@ -112,5 +114,5 @@ def test_one_leaves_another_follows_and_a_third_stops_the_grid(tmp_path):
     trials = sorted((tmp_path / "runs" / "trials").glob("*"))
     until(lambda: not any(is_locked(trial / "claim") for trial in trials))
     assert all(len(begun(tmp_path, trial.name)) == 1 for trial in trials)  # followed, not started again
-    assert any((trial / "checkpoint.safetensors").exists() for trial in trials)
+    assert any((tmp_path / "runs" / "stages").glob("text-*/checkpoint.safetensors"))
     assert not any((trial / "error.json").exists() for trial in trials)
