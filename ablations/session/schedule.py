@@ -9,7 +9,7 @@ from ablations.launch.job import Job
 from ablations.question.plan import Plan, Trial
 from ablations.session import jobs
 from iris.stages.engine import Stage
-from iris.stages.trained import Trained
+from iris.stages.flow import OnLatents
 
 SMALL = ("data", "encoded", "reference")  # stages that a person need not hear of beside others
 
@@ -22,12 +22,15 @@ class Shared:
         trial: one of those that need them.
         users: keys of all of them.
         before: what these stages build on.
+        beside: how many begin at once where nothing is there yet, if this is one of them; else 0. A grid that goes on has
+            the threads of one that was never stopped, on which a latent's numbers depend.
     """
 
     trial: Trial
     users: frozenset[str]
     stages: list[Stage] = field(default_factory=list)
     before: list[Shared] = field(default_factory=list)
+    beside: int = 0
 
     @property
     def last(self) -> Stage:
@@ -43,8 +46,8 @@ class Shared:
 
     @property
     def trains(self) -> bool:
-        """Whether a latent or a model is trained here, which must give the same numbers whoever does it, and when."""
-        return any(isinstance(stage, Trained) for stage in self.stages)
+        """Whether a model is trained here, which must give the same numbers whoever does it."""
+        return any(isinstance(stage, OnLatents) for stage in self.stages)
 
     def all_before(self) -> list[Shared]:
         """Everything that must be there before, each once."""
@@ -57,12 +60,24 @@ class Shared:
 
 def shared_stages(trials: Sequence[Trial]) -> list[Shared]:
     """The stages that are not there and that several of the trials need, those that others build on first."""
-    stages = {stage.key: (stage, trial) for trial in trials for stage in trial.chain.stages if not stage.done}
+    groups = _grouped(trials)
+    first = [group for group in groups if not group.before and not group.trains]
+    for group in first:
+        group.beside = len(first)
+    for group in groups:
+        group.stages = [stage for stage in group.stages if not stage.done]
+    for group in groups:
+        group.before = [one for one in group.before if one.stages]
+    return sorted((group for group in groups if group.stages), key=lambda group: len(group.all_before()))
+
+
+def _grouped(trials: Sequence[Trial]) -> list[Shared]:
+    """All stages that several of the trials need, whether or not they are there."""
+    stages = {stage.key: (stage, trial) for trial in trials for stage in trial.chain.stages}
     users: dict[str, set[str]] = {key: set() for key in stages}
     for trial in trials:
         for stage in trial.chain.stages:
-            if stage.key in users:
-                users[stage.key].add(trial.key)
+            users[stage.key].add(trial.key)
     groups: dict[frozenset[str], Shared] = {}
     owner: dict[str, Shared] = {}
     for key, (stage, trial) in stages.items():
@@ -75,7 +90,7 @@ def shared_stages(trials: Sequence[Trial]) -> list[Shared]:
         needed = (work.key for stage in group.stages for work in (*stage.needs.values(), *stage.uses.values()))
         before = {id(one): one for key in needed if (one := owner.get(key.partition("/")[0])) not in (None, group)}
         group.before = list(before.values())
-    return sorted(groups.values(), key=lambda group: len(group.all_before()))
+    return list(groups.values())
 
 
 def jobs_of(plan: Plan, trials: Sequence[Trial], workers: int) -> list[Job]:
@@ -85,11 +100,9 @@ def jobs_of(plan: Plan, trials: Sequence[Trial], workers: int) -> list[Job]:
         workers: trials that run at once, whose threads are free while nothing but shared work runs.
     """
     groups = shared_stages(trials)
-    first = [group for group in groups if not group.before and not group.trains]
-    free = plan.threads * max(1, workers // max(1, len(first)))
     listed = []
     for group in groups:
-        threads = free if group in first else plan.threads
+        threads = plan.threads * (max(1, workers // group.beside) if group.beside else 1)
         told = plan.job_plan(group.trial, stages=[stage.key for stage in group.stages], threads=threads)
         needs = tuple(one.last.folder for one in group.all_before())
         spread = any(stage.collective for stage in group.stages)

@@ -134,25 +134,35 @@ def test_one_trial_shares_nothing(tmp_path):
     assert job.key == found.trials[0].key and job.function is jobs.trial and job.needs == ()
 
 
-def test_work_that_runs_alone_and_trains_nothing_has_the_threads_of_all_workers(tmp_path):
-    """A trained latent must be the same whoever makes it, so its threads are those of a trial."""
+def threads(plan: Plan, workers: int) -> dict[str, int]:
+    """Job -> its threads."""
+    return {job.key: job.plan["threads"] for job in jobs_of(plan, plan.trials, workers)}
+
+
+def test_work_that_runs_while_nothing_else_can_has_the_threads_of_all_workers(tmp_path):
     found = plan(tmp_path, "grid=mixers", "seeds=[0,1]", "threads=3")
-    (pictures, *latents), trials = (
-        [job for job in jobs_of(found, found.trials, workers=4) if job.function is kind]
-        for kind in (jobs.stages, jobs.trial)
-    )
-    assert pictures.plan["threads"] == 12 and not pictures.spread
-    assert [job.plan["threads"] for job in latents] == [3, 3] and all(job.spread for job in latents)
-    assert {job.plan["threads"] for job in trials} == {3} and all(job.spread for job in trials)
-    for stage in found.trials[0].chain.stages:
-        if stage.kind in ("data", "reference"):
-            done(stage)
-    again = [job for job in jobs_of(found, found.trials, workers=4) if job.function is jobs.stages]
-    assert {job.key: job.plan["threads"] for job in again} == {job.key: 3 for job in latents}  # nothing before them now
+    pictures, *latents = [job for job in jobs_of(found, found.trials, workers=4) if job.function is jobs.stages]
+    assert (pictures.plan["threads"], pictures.spread) == (12, False)
+    assert [(job.plan["threads"], job.spread) for job in latents] == [(3, True)] * 2
+    assert {threads(found, 4)[trial.key] for trial in found.trials} == {3}
+    training = threads(plan(tmp_path, "grid=steps", "threads=3"), 4)
+    assert set(training.values()) == {3}  # a model is trained in the first job
 
 
-def test_several_that_run_first_share_the_threads(tmp_path):
+def test_several_that_begin_at_once_share_the_threads(tmp_path):
     axes = "grid.axes={data.seed: [0, 1], model.iterations: [1, 2], vae.steps: [3, 4]}"
     found = plan(tmp_path, "grid=mixers", axes, "grid.baseline={}", "threads=1")
     first = [job for job in jobs_of(found, found.trials, workers=5) if job.function is jobs.stages and not job.needs]
     assert [job.plan["threads"] for job in first] == [2, 2]  # the pictures of each seed
+
+
+@pytest.mark.parametrize("words", [["seeds=[0,1]"], ["grid.axes={data.seed: [0, 1], model.iterations: [1, 2]}"]])
+def test_a_grid_that_goes_on_has_the_threads_of_one_that_was_never_stopped(words, tmp_path):
+    """A latent's numbers depend on them, and nothing of its key does."""
+    found = plan(tmp_path, "grid=mixers", "grid.baseline={}", "threads=3", *words)
+    whole = threads(found, 8)
+    made = [stage for group in shared_stages(found.trials) for stage in group.stages]
+    for stage in made[:-1]:
+        done(stage)
+        left = threads(found, 8)
+        assert left == {key: whole[key] for key in left} and len(left) > len(found.trials)

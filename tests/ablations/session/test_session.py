@@ -30,6 +30,7 @@ class Noting:
 
 
 def session(folder: Path, *more: str, only: set[str] | None = None) -> Session:
+    """A session of five arms; of two seeds, where nothing else is said."""
     words = ("grid=mixers", "grid.match=none", "scale=smoke", f"runs_dir={folder}", "seeds=[0,1]", *more)
     settings = settings_from(*words)
     watch = Watch("mixers", console=Console(file=io.StringIO()))

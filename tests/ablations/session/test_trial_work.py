@@ -210,6 +210,7 @@ class Archive(nn.Module):
         self.layers = Layers()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_judge_without_text_and_worlds_measures_the_same_images(plan, runs, tmp_path):
     torch.jit.script(Archive()).save(tmp_path / "inception.pt")
