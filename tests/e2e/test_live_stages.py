@@ -99,6 +99,7 @@ def test_text_is_trained_on_shards_as_they_come(words, tmp_path, monkeypatch):
     assert made(train(*words)) == [] and made(train(*words, "data.buffer=8")) == ["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0)])
 def test_a_kill_in_the_middle_of_an_epoch_changes_nothing(world, workers, words, tmp_path, monkeypatch):
     """Of any of the processes, at any step."""
