@@ -400,7 +400,10 @@ def overhead(folder: Path, scale: str) -> dict[str, float]:
 
 def _idle(runs: Path, seconds: float) -> float:
     """Of ``seconds``, those in which nothing was made: its settings are written when that begins, its result in the end."""
-    folders = [*(runs / "trials").glob("*"), *(runs / "stages").glob("*")]
+    folders = [
+        *(runs / "trials").glob("*"),
+        *(path for path in (runs / "stages").glob("*") if "speed" not in path.name),
+    ]
     spans = sorted(
         ((path / "settings.json").stat().st_mtime, (path / "result.json").stat().st_mtime) for path in folders
     )

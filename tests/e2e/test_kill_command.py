@@ -193,6 +193,7 @@ def test_any_process_of_the_command_killed_at_any_moment(whole, tmp_path):
                 if kind := strike(grid, driver, moment, draw):
                     kills, done = kills + 1, done + 1
                     killed[kind, when] += 1
+                    print(f"{done} of {KILLS}, grid {number}: {kind}, {when}", flush=True)  # many take hours
             code = driver.wait(PATIENCE)
             check_files(grid)
             assert wanted or code == 0, grid.said
