@@ -385,7 +385,7 @@ def test_a_grid_on_pictures_of_ones_own(files, tmp_path, monkeypatch):
     page = (report / "report.md").read_text()
     assert "No alignment: judge shapes reads captions of shapes" in page and "trends only" in page
     samples = np.load(tmp_path / "runs" / "trials" / rows[0]["key"] / "samples.npz")
-    assert len(samples["real"]) == 24 and samples["real"].std() > 1
+    assert len(samples["real"]) == len(samples["images"]) == 24 and samples["real"].std() > 1
 
 
 # -- trials that fail -----------------------------------------------------------------------------------------------
