@@ -169,10 +169,11 @@ def sampled(model: OnLatents, settings: TrialSettings) -> tuple[Work, SamplingSe
 
 def _check_captions(model: OnLatents, settings: TrialSettings) -> None:
     """A trial is measured on its data's captions, and those of a drawn world name no class."""
-    if model.by_class and settings.data.name in WORLDS:
+    if settings.data.name in WORLDS and (model.by_class or settings.model.text == "labels"):
+        named = f"stage={settings.stage}" if model.by_class else f"model.text={settings.model.text}"
         raise SettingError(
-            f"stage={settings.stage}: its model knows classes, and data={settings.data.name} is measured on captions; "
-            "allowed: stage=text, or data whose captions are class names, such as data=cifar10"
+            f"{named}: its model knows classes, and data={settings.data.name} is measured on captions; allowed: stage=text "
+            "with model.text=words, or data whose captions are class names, such as data=cifar10"
         )
 
 

@@ -196,12 +196,10 @@ def _size(pipeline: IrisPipeline, chain: Chain, caption: str) -> dict[str, float
 
 
 def _keep_gallery(place: Path, chain: Chain, images: Images) -> None:
-    real = next(chain.run.data.rows(chain.run.data.split, GALLERY)).images
+    captions = images.captions[:GALLERY]
+    real = next(chain.run.data.rows(chain.run.data.split, len(captions))).images
     np.savez_compressed(
-        place / "samples.npz",
-        images=images.images()[:GALLERY],
-        real=real,
-        captions=np.asarray(images.captions[:GALLERY]),
+        place / "samples.npz", images=images.images()[:GALLERY], real=real, captions=np.asarray(captions)
     )
 
 

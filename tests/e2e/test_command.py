@@ -381,9 +381,11 @@ def test_a_grid_on_pictures_of_ones_own(files, tmp_path, monkeypatch):
     report = report_of(said, tmp_path)
     rows = rows_of(report)
     assert [row["state"] for row in rows] == ["done"] * 2
-    assert all(float(row["fid"]) > 0 and float(row["clip_score"]) and float(row["samples"]) == 24 for row in rows)
+    assert all(float(row["fid"]) > 0 and float(row["samples"]) == 24 and row["clip_score"] == "" for row in rows)
+    page = (report / "report.md").read_text()
+    assert "No alignment: judge shapes reads captions of shapes" in page and "trends only" in page
     samples = np.load(tmp_path / "runs" / "trials" / rows[0]["key"] / "samples.npz")
-    assert len(samples["real"]) == 24 and samples["real"].std() > 1
+    assert len(samples["real"]) == len(samples["images"]) == 24 and samples["real"].std() > 1
 
 
 # -- trials that fail -----------------------------------------------------------------------------------------------

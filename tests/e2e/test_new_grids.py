@@ -51,6 +51,7 @@ def trainings(folder: Path, rows: dict[str, dict[str, str]]) -> dict[str, str]:
     return {arm: training_of(folder / "runs" / "trials" / row["key"]).name for arm, row in rows.items()}
 
 
+@pytest.mark.slow
 def test_steps_and_samplers_train_nothing(trained):
     before = made(trained)
     axes = "grid.axes={sample.steps: [1, 2], sample.sampler: [euler, heun]}"

@@ -146,6 +146,7 @@ def test_seeds_that_cannot_be_used(seeds):
         (["data.validation=0.5"], ["data.validation", "count"]),
         (["stage=vae"], ["stage=vae makes no images", "class, text, aesthetic, distill"]),
         (["stage=class"], ["stage=class", "data=shapes is measured on captions", "stage=text"]),
+        (["model.text=labels"], ["model.text=labels", "data=shapes is measured on captions", "model.text=words"]),
         (["stage=distill", "start=class"], ["stage=distill", "data=shapes is measured on captions"]),
         (["stage=distill", "sample.steps=3"], ["sample.steps=3", "student.steps", "allowed: 1, 2, 4"]),
         (["depth.injection=none", "depth.initial=zero"], ["depth.injection=none", "depth.initial=input"]),
