@@ -102,7 +102,8 @@ def precise_weights(part: ExportPart) -> list[np.ndarray]:
 def quantise(source: Path, path: Path, precise: Sequence[np.ndarray] = ()) -> Path:
     """Write ``source``, a float32 file, with 8-bit weights in its linear layers except ``precise``; returns ``path``.
 
-    x86 processors without VNNI can saturate in ONNX Runtime's 8-bit products; ``agreement`` would show it.
+    Weights are unsigned: ONNX Runtime's products of signed ones saturate on x86 processors without VNNI, where images of
+    the shipped model came out 9.8 of 255 off (root mean square), against 1.5.
     """
     names = linear_layers(onnx.load(source), precise)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
@@ -116,7 +117,7 @@ def quantise(source: Path, path: Path, precise: Sequence[np.ndarray] = ()) -> Pa
                 made,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QUInt8,
                 nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # what it makes of a Gemm
                 extra_options={"EnableSubgraph": True},
             )
