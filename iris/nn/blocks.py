@@ -102,9 +102,12 @@ class Injection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        identity = torch.eye(self.weight.shape[0])
-        with torch.no_grad():
-            self.weight.copy_(torch.cat([identity, identity], 1) / 2)
+        with (
+            torch.no_grad()
+        ):  # in place: torch.eye on the meta device, where plans build models, loads torch.compile, 150 MB
+            self.weight.zero_()
+            for half in self.weight.chunk(2, dim=1):
+                half.fill_diagonal_(0.5)
 
     def forward(self, state: Tensor, given: Tensor) -> Tensor:
         return F.linear(torch.cat([state, given], -1), self.weight)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.latents import Latent, build_latent, latent_options
 from iris.nn.generator import Generator, GeneratorConfig
 from iris.nn.mixers import OPTION_GROUPS, MixerOptions, option_groups, source_digest
+from iris.randomness import blueprint
 from iris.settings import facts
 from iris.stages.settings import MODEL_TEXT, Recipe
 from iris.text import ClassLabels, CLIPText, TextEncoder, Vocabulary, WordEncoder
@@ -65,7 +64,7 @@ def parameters_of(config: GeneratorConfig) -> int:
     """
     known = repr(config)
     if known not in _parameters:
-        with torch.device("meta"):
+        with blueprint():
             _parameters[known] = sum(p.numel() for p in Generator(config).parameters())
     return _parameters[known]
 

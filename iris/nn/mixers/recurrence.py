@@ -55,6 +55,8 @@ class RGLRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.decay.is_meta:  # nothing to fill, and arithmetic there loads torch.compile
+            return
         # 0.999^(1/8) is 1 in half precision, and its logarithm 0.
         base = torch.empty_like(self.decay, dtype=torch.promote_types(self.decay.dtype, torch.float32))
         if self.start == "paper":

@@ -54,7 +54,7 @@ class SpatialPathway(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.theta is not None:
+        if self.theta is not None and not self.theta.is_meta:  # as in RGLRU
             with torch.no_grad():
                 self.theta.copy_(torch.log(torch.expm1(-torch.log(gamma_schedule(self.heads)))))
 
