@@ -34,7 +34,7 @@ from iris.training.safety import LostWorker
 from iris.training.tasks import FlowTask
 from iris.training.vae_task import VAETask
 
-pytestmark = pytest.mark.xdist_group("ddp")  # one worker: what the module's fixtures make is shared
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ddp")]  # one worker: what the module's fixtures make is shared
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, WORLD = 50, 8, 2
 CAPTIONS = ["a red circle", "a blue square", "two stars", "a circle"]

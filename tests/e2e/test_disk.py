@@ -112,6 +112,7 @@ def test_a_training_command_says_in_one_line_where_a_full_disk_stopped_it(disk, 
         assert (place / "model" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_a_grid_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk, tmp_path):
     place = disk("size=48m")
     one = (

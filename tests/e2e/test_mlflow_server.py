@@ -36,7 +36,10 @@ from ablations.track.curves import NO_CURVES
 from ablations.track.journal import Journal
 from ablations.track.location import Location
 
-pytestmark = pytest.mark.xdist_group("mlflow_server")  # one worker: what the module's fixtures make is shared
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("mlflow_server"),
+]  # one worker: what the module's fixtures make is shared
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("sqlite", "postgresql")

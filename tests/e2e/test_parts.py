@@ -8,7 +8,10 @@ import pytest
 import torch
 from real_command import json_of, report_of, rows_of, succeeded, training_of
 
-pytestmark = pytest.mark.xdist_group("parts")  # one worker: what the module's fixtures make is shared
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("parts"),
+]  # one worker: what the module's fixtures make is shared
 
 MIXER = """
 from torch import nn
