@@ -26,7 +26,7 @@ MEMORY, ROOM = "/dev/shm", 8e9
 if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
-# Folders whose tests answer at once, those marked "slow" or "heavy" apart.
+# Folders whose tests answer at once, those marked "slow" or "long" apart.
 QUICK = ("tests/iris", "tests/eval", "tests/ablations", "tests/test_layers.py")
 
 
@@ -34,5 +34,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what ``-m quick`` runs."""
     for item in items:
         place = item.path.relative_to(item.config.rootpath).as_posix()
-        if place.startswith(QUICK) and not any(item.get_closest_marker(name) for name in ("slow", "heavy")):
+        if place.startswith(QUICK) and not any(item.get_closest_marker(name) for name in ("slow", "long")):
             item.add_marker(pytest.mark.quick)

@@ -20,7 +20,7 @@ import pytest
 from iris.io.files import read_json
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])]
+pytestmark = [pytest.mark.long, pytest.mark.parametrize("cluster", ["none"], indirect=True, ids=["no accounting"])]
 STEPS = 100
 SETTINGS = (
     "grid=mixers",

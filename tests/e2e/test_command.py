@@ -305,7 +305,7 @@ def test_a_dry_run_says_that_another_measure_trains_nothing(followed, change):
     assert stages.count("there") >= 10 and stages.count("to make") == (change == "judge")  # the judge's own reference
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("change", FOLLOW_UPS)
 def test_another_measure_trains_nothing_and_gets_a_report_of_its_own(followed, change):
     folder, first, page = followed.folder, followed.rows, (followed.report / "index.html").read_bytes()
@@ -372,7 +372,7 @@ def cifar10(folder: Path) -> tuple[str, ...]:
     return "data=cifar10", f"data.path={folder / 'cifar10'}", "data.train=64", "data.validation=32"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("files", [pictures, cifar10])
 def test_a_grid_on_pictures_of_ones_own(files, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))

@@ -29,7 +29,7 @@ from iris.io.files import read_json
 from iris.io.tensors import load_tensors
 from iris.stages.engine import SETTINGS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("IRIS_KILLS", "1"))
 ARMS, STEPS = ("One", "Two"), 40

@@ -51,7 +51,7 @@ def trainings(folder: Path, rows: dict[str, dict[str, str]]) -> dict[str, str]:
     return {arm: training_of(folder / "runs" / "trials" / row["key"]).name for arm, row in rows.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_and_samplers_train_nothing(trained):
     before = made(trained)
     axes = "grid.axes={sample.steps: [1, 2], sample.sampler: [euler, heun]}"
@@ -71,7 +71,7 @@ def test_guidance_trains_nothing(trained):
     assert made(trained) == before and len(set(trainings(trained, rows).values())) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_students_of_one_teacher(trained):
     """A training for each method, of which both numbers of steps come; the teacher is the model that was there."""
     before = set(made(trained))
@@ -89,7 +89,7 @@ def test_students_of_one_teacher(trained):
     assert len(made(trained, ("student-",))) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_passes_need_a_training_for_each_way_to_train_them(trained):
     teacher = set(made(trained, ("text-",)))
     axes = "grid.axes={depth.training: [fixed, drawn], sample.iterations: [1, 2]}"
@@ -102,7 +102,7 @@ def test_passes_need_a_training_for_each_way_to_train_them(trained):
     assert float(rows["training=drawn iterations=1"]["gflops"]) < float(rows["training=drawn iterations=2"]["gflops"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not COMPILER, reason="ExecuTorch is an extra, and its runtime's interface needs a compiler")
 def test_precisions_and_runtimes_export_what_was_trained(trained):
     before = made(trained)

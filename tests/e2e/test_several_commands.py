@@ -17,7 +17,7 @@ from real_command import ROOT, made, report_of, rows_of, training_of
 
 from ablations.launch.pool import is_locked
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 COMMAND = ("grid=mixers", "scale=smoke", "threads=1", "grid.axes={model.mixer: [grfm, attention]}", "track.models_mb=0")
 PATIENCE = 900.0  # seconds that a loaded machine may take for anything
 

@@ -295,7 +295,7 @@ def test_any_clip_scores_free_captions(tmp_path):
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::eval.metrics.fid.RankDeficientWarning"
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_judge_inception_measures_images_that_are_there(made, tmp_path, monkeypatch):
     """From the archive's file to the report, by weights of the published form with other values, without a network."""
 
@@ -335,7 +335,7 @@ def test_a_diffusers_pipeline_is_measured(tmp_path):
 # -- speed and memory -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_latency_memory_and_caps_of_a_model():
     assert main([MODEL, *QUICK, "measure.what=latency,memory,caps", "sample.steps=1", "out=speed"]) == 0
     results = read_results("speed")

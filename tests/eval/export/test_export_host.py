@@ -74,7 +74,7 @@ def torch_noise(seed, shape):
     return lambda rows, step: addressed_noise(seed, rows.start)((len(rows), *shape), step).numpy()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_shipped_model_makes_the_same_images(folder, dtype):
     exported = ExportedPipeline(folder / dtype)
@@ -87,7 +87,7 @@ def test_the_shipped_model_makes_the_same_images(folder, dtype):
     assert expected.std() > 20, "three plain images would agree whatever they show"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smaller_dtypes_make_other_images(folder):
     """What agrees to the last bit was not computed in another precision."""
     images = [ExportedPipeline(folder / dtype)(PROMPTS) for dtype in TOLERANCES]
@@ -185,7 +185,7 @@ def test_labels_are_tokenised_as_the_encoder_does():
         tokenise(["a dog"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clip_is_exported_with_its_words(tmp_path):
     from transformers import CLIPTextConfig, CLIPTextModel
 
