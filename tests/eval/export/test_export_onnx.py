@@ -146,6 +146,7 @@ def folder(tmp_path_factory):
     return root, parts_of(pipeline), about
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_each_dtype_agrees_as_well_as_it_can(folder):
     rms = {}
@@ -160,12 +161,14 @@ def test_each_dtype_agrees_as_well_as_it_can(folder):
         )
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_smaller_numbers_make_smaller_files(folder):
     weights = {dtype: (folder[0] / dtype / "generator.onnx.data").stat().st_size for dtype in LIMITS}
     assert weights["fp16"] < 0.65 * weights["fp32"] and weights["int8"] < weights["fp32"]
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_only_linear_layers_are_quantised(folder):
     folder, parts, about = folder
@@ -188,6 +191,7 @@ def test_only_linear_layers_are_quantised(folder):
     assert any(value.dtype == np.uint8 and value.ndim == 2 for value in kept.values())
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_precise_weights_pay(folder, tmp_path):
     """Input, injection and output in 8 bits as well make the result worse."""

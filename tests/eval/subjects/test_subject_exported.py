@@ -48,6 +48,7 @@ def small(tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", LARGEST)
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_arms_of_a_runtime_are_paired(small, runtime, sample):
@@ -126,6 +127,7 @@ def shipped(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::eval.metrics.fid.RankDeficientWarning")
 def test_its_quality_is_that_of_the_model_itself(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
