@@ -323,6 +323,7 @@ def test_another_measure_trains_nothing_and_gets_a_report_of_its_own(followed, c
     assert "scale=smoke" in (report / "report.md").read_text()  # the report of the first run, beside it
 
 
+@pytest.mark.long
 def test_training_finds_what_a_grid_trained_and_the_other_way_round(ran):
     arm = json_of(ran.trials["attention"] / "settings.json")["model"]
     before = made(ran.folder)
@@ -391,6 +392,7 @@ def test_a_grid_on_pictures_of_ones_own(files, tmp_path, monkeypatch):
 # -- trials that fail -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_is_reported(ran, tmp_path):
     shutil.copytree(ran.folder / "runs" / "stages", tmp_path / "runs" / "stages")
     done = command(tmp_path, "grid=loss_weight", "scale=smoke", "train.learning_rate=1e30", "train.optimiser=adamw")

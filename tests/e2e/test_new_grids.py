@@ -64,6 +64,7 @@ def test_steps_and_samplers_train_nothing(trained):
     assert len({row["fid"] for row in rows.values()}) > 1
 
 
+@pytest.mark.long
 def test_guidance_trains_nothing(trained):
     before = made(trained)
     rows = asked(trained, "guidance", "grid.axes={sample.guidance: [1.0, 2.5]}")

@@ -91,6 +91,7 @@ def executed(place: Path) -> dict[str, nbformat.NotebookNode]:
     return cells(book)
 
 
+@pytest.mark.long
 def test_every_cell_runs_in_order(executed):
     assert [cell.execution_count for cell in executed.values()] == list(range(1, len(executed) + 1))
     assert not [output for cell in executed.values() for output in cell.outputs if output.output_type == "error"]
@@ -103,6 +104,7 @@ def test_the_figures_are_there(executed):
         assert picture.std() > 1, name
 
 
+@pytest.mark.long
 def test_a_stage_says_how_far_it_is_in_one_line(executed):
     for name, label in (("vae", "latent wavelet_vae"), ("flow", "text"), ("distill", "student consistency")):
         said, kind = printed(executed[name]), label.partition(" ")[0]

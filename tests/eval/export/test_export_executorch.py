@@ -35,6 +35,7 @@ def error_of(part, tmp_path, dtype="fp32"):
 
 
 # A lowering takes seconds for each of its subgraphs; reports/mobile has all mixers, and all precisions.
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["grfm", "attention"])
 def test_mixers_agree_at_16x16_tokens(name, tmp_path):
     assert error_of(part_of(small_mixer(name), 1, 16, 16, 16), tmp_path) < ALLOWED["fp32"]
@@ -49,6 +50,7 @@ def generator(tmp_path_factory):
     return part, folder / entry["file"], entry
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_executorch")
 def test_a_generator_is_three_methods(generator):
     part, _, entry = generator
@@ -59,6 +61,7 @@ def test_a_generator_is_three_methods(generator):
     assert start["inputs"]["z"] == {"shape": list(part.inputs[0].shape), "dtype": "float32"}
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_executorch")
 def test_one_file_serves_any_number_of_iterations(generator):
     part, path, entry = generator
@@ -68,6 +71,7 @@ def test_one_file_serves_any_number_of_iterations(generator):
     assert agreement(longer.outputs(), part.outputs())["rms"] > 1e-2  # the number of passes matters
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("exported_executorch")
 def test_inputs_of_another_shape_are_refused(generator):
     part, path, entry = generator
