@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,6 @@ from eval.export.passes import least_passes
 from iris.errors import SettingError
 from iris.io.files import read_json, write_json
 from iris.io.hashing import digest, file_sha256, files_sha256
-from iris.model import CONFIG
 from iris.nn.mixers import source_digest
 from iris.pipeline import IrisPipeline
 from iris.text import TextEncoder
@@ -64,7 +64,7 @@ def export_model(
         raise SettingError(f"runtime.name={runtime} runs models as they are saved; exported are {', '.join(WRITERS)}")
     writer = module_of(runtime, WRITERS[runtime])
     pipeline = source if isinstance(source, IrisPipeline) else IrisPipeline.from_pretrained(source)
-    sampling = _sampling(source)
+    sampling = _sampling(pipeline)
     default = sampling.pop("iterations", None)
     parts = parts_of(pipeline, batch, None, default if iterations is None else iterations)
     origins = {name: _origin(pipeline, part) for name, part in parts.items()}
@@ -122,10 +122,10 @@ def _origin(pipeline: IrisPipeline, part: ExportPart) -> str:
     return digest([str(module), facts, weights.hexdigest()])
 
 
-def _sampling(source: Path | IrisPipeline) -> dict[str, Any]:
-    """How a saved model says that its images are made, where it does."""
-    config = {} if isinstance(source, IrisPipeline) else read_json(Path(source).expanduser() / CONFIG) or {}
-    return {name: value for name, value in config.get("sampling", {}).items() if value is not None}
+def _sampling(pipeline: IrisPipeline) -> dict[str, Any]:
+    """How a model says that its images are made, where it does."""
+    given = {} if pipeline.sampling is None else asdict(pipeline.sampling)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _about(parts: Mapping[str, ExportPart]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import asdict
 
 import pytest
 from exported_models import CAPTIONS, awake, small_pipeline
@@ -12,6 +13,7 @@ import eval.export.onnx as writer
 from eval.export import PARTS, PIPELINE, RUNTIMES, Runtime
 from eval.export.host.pipeline import ExportedPipeline
 from eval.export.model import export_model
+from iris.diffusion.sampling import SamplingSettings
 from iris.errors import SettingError
 from iris.io.files import read_json, write_json
 from iris.nn.depth import Depth
@@ -129,14 +131,15 @@ def test_a_saved_models_sampling_is_the_default(whole, tmp_path):
     pipeline, folder = whole
     pipeline.save(tmp_path / "saved")
     config = read_json(tmp_path / "saved" / "config.json")
-    write_json(tmp_path / "saved" / "config.json", config | {"sampling": {"steps": 2, "guidance": 1.5, "shift": None}})
+    chosen = asdict(SamplingSettings(2, guidance=1.5))
+    write_json(tmp_path / "saved" / "config.json", config | {"sampling": chosen})
     copy = shutil.copytree(folder, tmp_path / "copy")
     about = again(tmp_path / "saved", copy)
-    assert about["sampling"] == {"steps": 2, "guidance": 1.5}
+    assert about["sampling"] == {name: value for name, value in chosen.items() if value is not None}
     assert about["source"] == read_json(folder / PIPELINE)["source"], "the weights are the same"
     sampling = ExportedPipeline(copy).sampling(guidance=2.0)
     assert (sampling.steps, sampling.guidance, sampling.iterations) == (2, 2.0, 2)
-    write_json(tmp_path / "saved" / "config.json", config | {"sampling": {"iterations": 1}})
+    write_json(tmp_path / "saved" / "config.json", config | {"sampling": chosen | {"iterations": 1}})
     assert again(tmp_path / "saved", copy)["iterations"] == 1 and ExportedPipeline(copy).sampling().iterations == 1
     assert again(tmp_path / "saved", copy, iterations=2)["iterations"] == 2
 
@@ -160,7 +163,7 @@ def test_damaged_folders_are_named(copy):
     ("runtime", "dtype", "message"),
     [
         ("tflite", "fp32", "runtime.name='tflite' is unknown; allowed: pytorch, onnx, executorch"),
-        ("onnx", "int4", "runtime.precision='int4' is unknown; allowed: fp32, bf16, fp16, int8"),
+        ("onnx", "int4", "runtime.precision='int4' is unknown .did you mean int8.*; allowed: fp32, bf16, fp16, int8"),
         ("onnx", "bf16", "runtime.precision=bf16 needs runtime.name=pytorch; runtime.name=onnx has fp32, fp16, int8"),
         ("pytorch", "int8", "runtime.precision=int8 needs runtime.name=onnx or executorch; runtime.name=pytorch has"),
         ("pytorch", "fp16", "runtime.name=pytorch runs models as they are saved; exported are onnx, executorch"),
