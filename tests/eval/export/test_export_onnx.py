@@ -17,6 +17,7 @@ from iris.nn.mixers import MIXERS
 
 SIDES = (16, 32)
 FP32 = 5e-5  # relative, root mean square and maximum; what is asked for is 1e-3
+pytestmark = pytest.mark.long
 LIMITS = {"fp32": FP32, "fp16": 5e-3, "int8": 5e-2}
 LATENT_OPTIONS = {
     "pixel": [{}],
@@ -146,7 +147,6 @@ def folder(tmp_path_factory):
     return root, parts_of(pipeline), about
 
 
-@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_each_dtype_agrees_as_well_as_it_can(folder):
     rms = {}
@@ -161,14 +161,12 @@ def test_each_dtype_agrees_as_well_as_it_can(folder):
         )
 
 
-@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_smaller_numbers_make_smaller_files(folder):
     weights = {dtype: (folder[0] / dtype / "generator.onnx.data").stat().st_size for dtype in LIMITS}
     assert weights["fp16"] < 0.65 * weights["fp32"] and weights["int8"] < weights["fp32"]
 
 
-@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_only_linear_layers_are_quantised(folder):
     folder, parts, about = folder
@@ -191,7 +189,6 @@ def test_only_linear_layers_are_quantised(folder):
     assert any(value.dtype == np.uint8 and value.ndim == 2 for value in kept.values())
 
 
-@pytest.mark.long
 @pytest.mark.xdist_group("exported_onnx")
 def test_precise_weights_pay(folder, tmp_path):
     """Input, injection and output in 8 bits as well make the result worse."""
