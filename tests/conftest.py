@@ -26,8 +26,16 @@ MEMORY, ROOM = "/dev/shm", 8e9
 if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
-# Folders whose tests answer at once, those marked "slow" or "long" apart.
-QUICK = ("tests/iris", "tests/eval", "tests/ablations", "tests/test_layers.py")
+# Where tests answer at once, those marked "slow" or "long" apart.
+QUICK = (
+    *(
+        f"tests/iris/{name}"
+        for name in ("io", "stages", "test_init", "test_iris_settings", "test_names", "test_randomness")
+    ),
+    *(f"tests/eval/{name}" for name in ("metrics", "test_eval_settings", "test_targets")),
+    *(f"tests/ablations/{name}" for name in ("question", "verbs")),
+    "tests/test_layers.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

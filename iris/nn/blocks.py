@@ -102,9 +102,8 @@ class Injection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        with (
-            torch.no_grad()
-        ):  # in place: torch.eye on the meta device, where plans build models, loads torch.compile, 150 MB
+        # In place: torch.eye on the meta device, where plans build models, loads torch.compile.
+        with torch.no_grad():
             self.weight.zero_()
             for half in self.weight.chunk(2, dim=1):
                 half.fill_diagonal_(0.5)

@@ -14,9 +14,12 @@ ROOT = Path(__file__).parents[2]
 TRAINED = ("latent-", "class-", "text-", "aesthetic-", "student-")
 
 
-def command(folder: Path, *words: str, module: str = "ablations.run") -> subprocess.CompletedProcess[str]:
-    """``python -m module`` in ``folder``, as a user without a terminal would start it."""
+def command(
+    folder: Path, *words: str, module: str = "ablations.run", tracking: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``python -m module`` in ``folder``, as a user without a terminal would start it; ``tracking``: MLFLOW_TRACKING_URI."""
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+    environment |= {} if tracking is None else {"MLFLOW_TRACKING_URI": tracking}
     return subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=folder,

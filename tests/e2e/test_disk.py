@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_command import command
+from real_command import command
 
 from ablations.launch.job import no_room
 from ablations.question.settings import TREE

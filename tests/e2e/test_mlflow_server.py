@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from mlflow_servers import Postgres, Proxy, Server, free_port, postgres_programs
+from real_command import command
 from tracked_grid import (
     Command,
     append_metrics,
@@ -244,27 +245,14 @@ def test_the_command_goes_on_without_a_server_and_another_sends_the_rest(servers
         "measure.heldout=0",
         "train.steps=20",
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": dead}
-
-    def command(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *given],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-        )
-
-    done = command("ablations.run", *words)
+    done = command(tmp_path, *words, tracking=dead)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert f"MLflow at {dead} did not take" in said and "nothing answers there" in said
     assert "has 0 of 1 trials" in said and "python -m ablations sync, sends the rest without training" in said
 
     server.ready()
-    done = command("ablations", "sync", f"track.uri={server.uri}")
+    done = command(tmp_path, "sync", f"track.uri={server.uri}", module="ablations", tracking=dead)
     assert done.returncode == 0 and "1 of 1 trials" in done.stdout, done.stdout + done.stderr
     client = client_of(server.uri)
     (parent,), trials = runs_of(client, "mixers")

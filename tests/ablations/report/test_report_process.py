@@ -13,7 +13,7 @@ from ablations.answer.verdict import judge_outcome
 from ablations.report.build import write_report
 from ablations.report.process import ReportLost, write_report_apart
 
-HEAVY = ("matplotlib", "jinja2", "scipy.stats", "transformers", "open_clip", "torch._dynamo")
+HEAVY = ("matplotlib", "jinja2", "scipy.stats", "transformers", "open_clip", "torch._dynamo", "triton")
 
 
 def files(report: Path) -> dict[str, bytes]:
