@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from iris.nn import scan
 
@@ -45,6 +44,8 @@ def count_flops(fn: Callable[[], Any]) -> Flops:
     complex ones as 5 n log2 n for n points a transform, and the linear recurrence of ``iris.nn.scan`` as 3 an element.
     Operations inside a compiled graph are not seen.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes 70 MB where triton is installed; a plan counts nothing
+
     scanned = Counter[str]()
 
     def observe(shape: torch.Size) -> None:
