@@ -31,7 +31,6 @@ LOG_METRICS = frozenset(
         "gflops",
         "validation_loss",
         "train_seconds",
-        "images_per_s",
     }
 )
 BLOCK_LEVEL = 0.05  # evidence of a shared seed effect needed before pairing replaces pooling

@@ -19,16 +19,7 @@ from ablations.question.decide import EXPECTATIONS, fraction
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
-HIGHER_IS_BETTER = (
-    "clip_score",
-    "accuracy_",
-    "heldout_accuracy_",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "images_per_s",
-)
+HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)

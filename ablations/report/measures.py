@@ -71,7 +71,6 @@ COLUMNS = (
     "activations_mb",
     "validation_loss",
     "train_seconds",
-    "images_per_s",
 )
 
 

@@ -190,7 +190,6 @@ def trial_table(outcome: GridOutcome, styles: dict[str, ArmStyle]) -> Table:
         ("validation_loss", "val. loss"),
         ("latency_ms", "latency ms"),
         ("train_seconds", "train s"),
-        ("images_per_s", "images/s"),
     ]
     names = [(n, label) for n, label in names if any(value_of(r.metrics, n) is not None for r in outcome.records)]
     rows = []

@@ -223,8 +223,6 @@ class Session:
         folder = self.plan.folder(trial)
         result = read_json(folder / RESULT) or {}
         metrics = result.get("metrics", {}) | (speed if result else {})
-        if result:
-            metrics["train_seconds"] = result["seconds"]["train"]
         error = self.errors.get(trial.key) or read_json(folder / ERROR)
         if not result and error is None:
             state = state_of(folder).state

@@ -161,8 +161,6 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     if result is None and error is None:
         return None
     known = {name: (result or {}).get(name, {}) for name in ("metrics", "seconds", "environment")}
-    if "train" in known["seconds"]:
-        known["metrics"] = known["metrics"] | {"train_seconds": known["seconds"]["train"]}
     ended = {"state": "failed", "error": error} if result is None else {"state": "done", "error": None}
     return known | ended | {"cached": True}
 

@@ -136,7 +136,6 @@ def measures(
         "nfe": 8.0,
         "validation_loss": 0.12 + fid / 400,
         "train_seconds": 150 * ratio,
-        "images_per_s": 610 / ratio,
     }
     for name, factor in ATTRIBUTES.items():
         values[f"accuracy_{name}"] = min(0.995, level * factor)
