@@ -1,9 +1,9 @@
-"""Intervals and verdicts that count seed noise, on plain numbers.
+"""Every arm against the baseline, on plain numbers: intervals that count seed noise, and one word for each.
 
 Training an arm again with another seed moves FID about three times more than drawing other samples from it ("The FID
-Lottery", arXiv 2606.20536), so the noise that decides is the spread between seeds. It is estimated once, pooled over
-all arms: with 2-5 seeds an arm that sees smaller gaps than tests of each pair by itself. Ratio-like metrics (FID,
-latency) are compared on the log scale, where the seed noise is a percentage shared by good and bad arms.
+Lottery", arXiv 2606.20536), so the noise that decides is the spread between seeds. Ratio-like metrics (FID, latency)
+are compared on the log scale, where the seed noise is a percentage shared by good and bad arms. How wide an interval
+must be is in ``ablations.answer.intervals``; a word is decided by an interval and the margin, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
+
+from ablations.answer.intervals import LEVEL, Design, noise_range, widths
 
 BETTER, WORSE, EQUIVALENT, WITHIN_NOISE = "better", "worse", "equivalent", "within noise"
+NOT_BETTER, NOT_WORSE = "not better", "not worse"
 NOT_ENOUGH_SEEDS, FAILED, NOT_COMPARABLE = "not enough seeds", "failed", "not comparable"
 LOG_METRICS = frozenset(
     {
@@ -34,7 +36,7 @@ LOG_METRICS = frozenset(
     }
 )
 BLOCK_LEVEL = 0.05  # evidence of a shared seed effect needed before pairing replaces pooling
-SPREAD_LEVEL = 0.01  # evidence of unequal seed noise needed before pooling is given up
+OWN_MEAN = 0.15  # of an arm's interval by its own spread; it is the wider of this and the pooled one at LEVEL
 
 Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 
@@ -43,10 +45,15 @@ Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 class Noise:
     """Seed noise of a set of arms, in working units (log units or the metric's own)."""
 
-    method: str  # pooled | paired | unequal | none
+    method: str  # pooled | paired | none
     sd: float | None  # standard deviation of one trial around its arm (paired: after the seed effect)
     df: int  # degrees of freedom of sd
     correlation: float | None  # between arms at equal seeds, None where it cannot be measured
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Where the true standard deviation lies, by 90 %."""
+        return None if self.sd is None else noise_range(self.sd, self.df)
 
 
 @dataclass(frozen=True)
@@ -68,17 +75,19 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline: arm minus baseline, as a fraction of it on the log scale, else in metric units."""
+    """One arm against the baseline: arm minus baseline, as a fraction of it on the log scale, else in metric units.
+
+    ``detectable``: how far beyond the margin a true gap is decided with 80 % power, in standard deviations of a trial.
+    """
 
     arm: str
-    verdict: str
+    verdict: str  # better | worse | equivalent | not better | not worse | within noise | not enough seeds | failed | …
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    method: str = "none"  # pooled | paired | unequal | sampling | none
+    method: str = "none"  # pooled | paired | sampling | none
     seeds: int = 0
-    p_value: float | None = None  # Bonferroni-corrected
-    detectable: float | None = None  # smallest true gap seen with 80 % power
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,6 @@ class Analysis:
     noise: Noise
     arms: dict[str, ArmSummary]
     comparisons: dict[str, Comparison]  # without the baseline
-    confidence: float = 0.95
     failed: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -102,155 +110,109 @@ class Analysis:
         return min((len(a.values) for a in self.arms.values() if a.values), default=0)
 
     @property
-    def detectable(self) -> float | None:
-        """Smallest true gap that every comparison here sees with 80 % power, None without an estimate of the noise."""
-        return max((c.detectable for c in self.comparisons.values() if c.detectable is not None), default=None)
-
-    @property
     def working_margin(self) -> float:
-        """The margin in the units of ``gain``."""
+        """The margin in working units."""
         return math.log1p(self.margin) if self.scale == "log" else self.margin
 
-    def gain(self, arm: str) -> tuple[float, float] | None:
-        """Interval of how much better the arm is than the baseline (negative: worse), in log units on the log scale.
+    def detectable(self, sd: float | None = None) -> float | None:
+        """Smallest true gap that every comparison here decides with 80 % power, as in ``Comparison.difference``.
 
-        None where nothing was decided: a missing value, a failed arm, not enough seeds.
+        None without an estimate of the noise. ``sd``: were this the standard deviation of a trial.
         """
-        comparison = self.comparisons[arm]
-        if comparison.low is None or comparison.high is None or comparison.verdict == NOT_ENOUGH_SEEDS:
+        units = [c.detectable for c in self.comparisons.values() if c.detectable is not None]
+        sd = self.noise.sd if sd is None else sd
+        if not units or sd is None:
             return None
-        low, high = comparison.low, comparison.high
-        if self.scale == "log":
-            low, high = math.log1p(low), math.log1p(high)
-        return (low, high) if self.better == "higher" else (-high, -low)
+        gap = self.working_margin + sd * max(units)
+        return math.expm1(gap) if self.scale == "log" else gap
 
 
-def pooled_variance(samples: Collection[Collection[float]]) -> tuple[float | None, int]:
-    """Variance within groups, pooled, and its degrees of freedom; (None, 0) when no group has two values."""
-    groups = [np.asarray(list(s), dtype=float) for s in samples if len(s) >= 2]
-    df = sum(len(g) - 1 for g in groups)
-    if df == 0:
-        return None, 0
-    return float(sum(((g - g.mean()) ** 2).sum() for g in groups) / df), df
+def seed_blocks(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two-way analysis of complete tables [..., arms, seeds] with an effect for each arm and for each seed.
 
-
-def seed_blocks(table: np.ndarray) -> tuple[float, int, float, float]:
-    """Two-way analysis of a complete table [arms, seeds] with an effect for each arm and for each seed.
-
-    Returns the residual variance, its degrees of freedom (A - 1)(S - 1), the intraclass correlation of arms at equal
-    seeds (ICC(3,1), Shrout & Fleiss 1979) and the p value of "seeds have no common effect" (F test).
+    Returns the intraclass correlation of arms at equal seeds (ICC(3,1), Shrout & Fleiss 1979) and the p value of "seeds
+    have no common effect" (F test), both [...].
     """
-    arms, seeds = table.shape
-    centred = table - table.mean(axis=1, keepdims=True)
-    effect = centred.mean(axis=0)
-    residual = centred - effect
+    arms, seeds = tables.shape[-2:]
+    centred = tables - tables.mean(-1, keepdims=True)
+    effect = centred.mean(-2, keepdims=True)
     df = (arms - 1) * (seeds - 1)
-    within = float((residual**2).sum() / df)
-    between = float(arms * (effect**2).sum() / (seeds - 1))
-    if between == 0 and within == 0:
-        return 0.0, df, 0.0, 1.0
-    p_value = float(stats.f.sf(between / within, seeds - 1, df)) if within > 0 else 0.0
-    return within, df, (between - within) / (between + (arms - 1) * within), p_value
+    within = ((centred - effect) ** 2).sum((-2, -1)) / df
+    between = arms * (effect**2).sum((-2, -1)) / (seeds - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # no spread at all says nothing of seeds
+        correlation = (between - within) / (between + (arms - 1) * within)
+        p_value = stats.f.sf(between / within, seeds - 1, df)
+    return np.nan_to_num(correlation), np.where(np.isnan(p_value), 1.0, p_value)
 
 
-def measure_noise(working: Values, comparisons: int, alpha: float = 0.05) -> Noise:
-    """Chooses how the seed noise is estimated: paired only where the measured correlation pays for the lost df.
+def word_of(low: float, high: float, margin: float) -> str:
+    """The one word for an arm that is better than the baseline by something in [low, high]; negative is worse.
 
-    Picking the narrowest interval after seeing it would be wrong too often, so pairing also needs evidence of a seed
-    effect (F test, 5 %) and giving up the pooled variance needs evidence that arms differ in spread (Bartlett's test,
-    1 %).
+    "better" and "worse" are beyond the margin for sure, "equivalent" inside it for sure; "not better" and "not worse"
+    are sure of one side alone. An interval that reaches beyond the margin on both sides is within noise.
     """
-    groups = {arm: seeds for arm, seeds in working.items() if seeds}
-    variance, df = pooled_variance([list(s.values()) for s in groups.values()])
-    if variance is None:
-        return Noise("none", None, 0, None)
-    shared = set.intersection(*(set(s) for s in groups.values()))
-    complete = len(groups) >= 2 and len(shared) >= 2 and all(set(s) == shared for s in groups.values())
-    correlation = None
-    if complete:
-        table = np.array([[groups[arm][seed] for seed in sorted(shared)] for arm in groups])
-        residual, paired_df, correlation, p_value = seed_blocks(table)
-        level = 1 - alpha / (2 * max(comparisons, 1))
-        pays = stats.t.ppf(level, paired_df) ** 2 * residual < stats.t.ppf(level, df) ** 2 * variance
-        if p_value < BLOCK_LEVEL and pays:
-            return Noise("paired", math.sqrt(residual), paired_df, correlation)
-    spreads = [list(s.values()) for s in groups.values()]
-    testable = len(groups) >= 2 and min(map(len, spreads)) >= 3 and all(np.var(s) > 0 for s in spreads)
-    if testable and stats.bartlett(*spreads).pvalue < SPREAD_LEVEL:
-        return Noise("unequal", math.sqrt(variance), df, correlation)
-    return Noise("pooled", math.sqrt(variance), df, correlation)
-
-
-def detectable_gap(se: float, df: float, comparisons: int = 1, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true difference that a two-sided t test finds with this power, in the units of ``se``.
-
-    ``se`` is the standard error of the difference; ``comparisons`` tests share ``alpha`` (Bonferroni). Solved from the
-    noncentral t distribution. Raises ValueError for a power or alpha outside (0, 1).
-    """
-    if not (0 < power < 1 and 0 < alpha < 1):
-        raise ValueError(f"power and alpha must lie between 0 and 1, got {power} and {alpha}")
-    return _detectable_shift(float(df), comparisons, power, alpha) * se if se > 0 else 0.0
-
-
-@cache
-def _detectable_shift(df: float, comparisons: int, power: float, alpha: float) -> float:
-    """The detectable gap in standard errors."""
-    critical = stats.t.ppf(1 - alpha / (2 * comparisons), df)
-
-    def missing(shift: float) -> float:
-        # The lower tail is left out: it adds less than 1e-4 wherever the power is above one half.
-        return float(stats.nct.sf(critical, df, shift)) - power
-
-    return float(optimize.brentq(missing, 1e-3, 10 * critical + 10))
-
-
-def seeds_needed(sd: float, gap: float, arms: int, comparisons: int, power: float = 0.8, most: int = 50) -> int | None:
-    """Seeds an arm for which this gap would be seen with pooled noise ``sd``; None when even ``most`` are too few."""
-    for seeds in range(2, most + 1):
-        if detectable_gap(sd * math.sqrt(2 / seeds), arms * (seeds - 1), comparisons, power) <= gap:
-            return seeds
-    return None
-
-
-def verdict_word(low: float, high: float, margin: float, better: str) -> str:
-    """The word for a difference known to lie in [low, high] (arm minus baseline)."""
-    if -margin <= low and high <= margin:
+    not_better, not_worse = high < margin or high <= 0, low > -margin or low >= 0
+    if low >= margin and low > 0:
+        return BETTER
+    if high <= -margin and high < 0:
+        return WORSE
+    if not_better and not_worse:
         return EQUIVALENT
-    if low > 0:
-        return BETTER if better == "higher" else WORSE
-    if high < 0:
-        return BETTER if better == "lower" else WORSE
-    return WITHIN_NOISE
+    return NOT_BETTER if not_better else NOT_WORSE if not_worse else WITHIN_NOISE
 
 
 def _finite(seeds: Mapping[int, float | None]) -> dict[int, float]:
     return {seed: float(v) for seed, v in seeds.items() if v is not None and math.isfinite(v)}
 
 
-def _summary(
-    arm: str, values: dict[int, float], errors: Mapping[int, float], noise: Noise, log: bool, alpha: float
-) -> ArmSummary:
+def _table(working: Values, arms: list[str]) -> tuple[np.ndarray, bool]:
+    """Values [arms, seeds], NaN where there is none; and whether every arm has all seeds."""
+    seeds = sorted(set().union(*(working[arm] for arm in arms)))
+    table = np.array([[working[arm].get(seed, math.nan) for seed in seeds] for arm in arms])
+    return table, bool(np.isfinite(table).all())
+
+
+def measure_noise(table: np.ndarray, complete: bool) -> Noise:
+    """The seed noise of arms with two values or more; paired where an F test (5 %) finds an effect of the seed.
+
+    Args:
+        table: [arms, seeds], NaN where there is no value.
+        complete: every arm has all seeds.
+    """
+    correlation, paired = None, False
+    if complete and len(table) > 1:
+        correlation, p_value = (float(found) for found in seed_blocks(table))
+        paired = p_value < BLOCK_LEVEL
+    if len(table) == 1:
+        values = table[0][np.isfinite(table[0])]
+        return Noise("pooled", float(values.std(ddof=1)), len(values) - 1, None)
+    found = widths(table[None], paired)
+    return Noise("paired" if paired else "pooled", float(found.noise[0]), found.df, correlation)
+
+
+def _summary(arm: str, values: dict[int, float], errors: Mapping[int, float], noise: Noise, log: bool) -> ArmSummary:
     """Mean and own interval: from the seed noise where there is an estimate, else from the sampling error."""
     if not values:
         return ArmSummary(arm, {}, None, None, None, False)
     working = [math.log(v) if log else v for v in values.values()]
-    centre = float(np.mean(working))
-    mean = math.exp(centre) if log else centre
-    count = len(values)
+    centre, count = float(np.mean(working)), len(values)
+    show = math.exp if log else float
+    own = float(np.std(working, ddof=1)) / math.sqrt(count) if count >= 2 else 0.0
     # A paired residual leaves the seed effect out, which a mean still carries; so each arm's own spread is used there.
-    if noise.method in ("paired", "unequal") and count >= 2:
-        half = stats.t.ppf(1 - alpha / 2, count - 1) * float(np.std(working, ddof=1)) / math.sqrt(count)
+    if noise.method == "paired" and count >= 2:
+        half = stats.t.ppf(1 - LEVEL / 2, count - 1) * own
     elif noise.sd is not None and noise.method == "pooled":
-        half = stats.t.ppf(1 - alpha / 2, noise.df) * noise.sd / math.sqrt(count)
+        half = stats.t.ppf(1 - LEVEL / 2, noise.df) * noise.sd / math.sqrt(count)
+        half = max(half, stats.t.ppf(1 - OWN_MEAN / 2, count - 1) * own) if count >= 2 else half
     else:
         error = _sampling_error(values, errors, log)
         if error is None:
-            return ArmSummary(arm, values, mean, None, None, True)
-        half = stats.norm.ppf(1 - alpha / 2) * error
+            return ArmSummary(arm, values, show(centre), None, None, True)
+        half = stats.norm.ppf(1 - LEVEL / 2) * error
+        mean = show(centre)
         low, high = (mean * math.exp(-half), mean * math.exp(half)) if log else (mean - half, mean + half)
         return ArmSummary(arm, values, mean, low, high, True)
-    low, high = (math.exp(centre - half), math.exp(centre + half)) if log else (centre - half, centre + half)
-    return ArmSummary(arm, values, mean, low, high, False)
+    return ArmSummary(arm, values, show(centre), show(centre - half), show(centre + half), False)
 
 
 def _sampling_error(values: Mapping[int, float], errors: Mapping[int, float], log: bool) -> float | None:
@@ -262,46 +224,65 @@ def _sampling_error(values: Mapping[int, float], errors: Mapping[int, float], lo
     return math.sqrt(sum(p * p for p in parts)) / len(parts)
 
 
-def _difference_error(arm: list[float], base: list[float], noise: Noise) -> tuple[float, float]:
-    """Standard error of the difference of two means and its degrees of freedom (Welch 1947 where spreads differ)."""
-    if noise.method != "unequal":
-        assert noise.sd is not None
-        return noise.sd * math.sqrt(1 / len(arm) + 1 / len(base)), noise.df
-    parts = [float(np.var(g, ddof=1)) / len(g) for g in (arm, base)]
-    total = sum(parts)
-    return math.sqrt(total), total**2 / sum(p * p / (len(g) - 1) for p, g in zip(parts, (arm, base), strict=True))
-
-
-def _compare(
-    arm: str,
-    working: Values,
-    baseline: str,
-    noise: Noise,
-    errors: tuple[float | None, float | None],
-    count: int,
-    log: bool,
-    margin: float,
-    better: str,
-    alpha: float,
+def _undecided(
+    arm: str, working: Values, baseline: str, errors: Mapping[str, float | None], count: int, noise: Noise, log: bool
 ) -> Comparison:
-    """One arm against the baseline; both have at least one value."""
-    ours, base = list(working[arm].values()), list(working[baseline].values())
-    shift = float(np.mean(ours) - np.mean(base))
+    """An arm or a baseline with one seed: what was seen, and sampling error or the others' noise around it."""
+    ours, base = working[arm], working[baseline]
     show = math.expm1 if log else float
-    seeds = min(len(ours), len(base))
-    if noise.sd is None:
-        if errors[0] is None or errors[1] is None:
-            return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), seeds=seeds)
-        half = stats.norm.ppf(1 - alpha / (2 * count)) * math.hypot(errors[0], errors[1])
-        return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), show(shift - half), show(shift + half), "sampling", seeds)
-    se, df = _difference_error(ours, base, noise)
-    half = float(stats.t.ppf(1 - alpha / (2 * count), df)) * se
-    low, high = shift - half, shift + half
-    # One trained network says nothing about its own spread, whatever the other arms' is: shown, not judged.
-    word = verdict_word(low, high, math.log1p(margin) if log else margin, better) if seeds >= 2 else NOT_ENOUGH_SEEDS
-    p_value = min(1.0, count * 2 * float(stats.t.sf(abs(shift) / se, df))) if se > 0 else float(shift == 0)
-    gap = detectable_gap(se, df, count, alpha=alpha)
-    return Comparison(arm, word, show(shift), show(low), show(high), noise.method, seeds, p_value, show(gap))
+    shift, seeds = float(np.mean([*ours.values()]) - np.mean([*base.values()])), min(len(ours), len(base))
+    quantile = stats.norm.ppf(1 - LEVEL / (2 * count))
+    if noise.sd is not None:
+        half = stats.t.ppf(1 - LEVEL / (2 * count), noise.df) * noise.sd * math.sqrt(1 / len(ours) + 1 / len(base))
+        method = noise.method
+    elif errors[arm] is not None and errors[baseline] is not None:
+        half, method = quantile * math.hypot(errors[arm] or 0.0, errors[baseline] or 0.0), "sampling"
+    else:
+        return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), seeds=seeds)
+    return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), show(shift - half), show(shift + half), method, seeds)
+
+
+def _family(
+    table: np.ndarray, arms: list[str], noise: Noise, margin: float, better: str, log: bool
+) -> list[Comparison]:
+    """Arms that have two seeds or more against a baseline that has, all intervals together at 95 %."""
+    paired = noise.method == "paired"
+    found = widths(table[None], paired)
+    counts = tuple(int(n) for n in np.isfinite(table).sum(1))
+    half = found.half(Design((counts[0], *sorted(counts[1:])), paired).critical)[0]
+    show = math.expm1 if log else float
+    comparisons = []
+    for i, arm in enumerate(arms[1:]):
+        shift, width = float(found.difference[0, i]), float(half[i])
+        gain = (shift - width, shift + width) if better == "higher" else (-shift - width, -shift + width)
+        first = (counts[0], counts[1 + i], *sorted(counts[1 : 1 + i] + counts[2 + i :]))
+        comparisons.append(
+            Comparison(
+                arm,
+                word_of(*gain, margin),
+                show(shift),
+                show(shift - width),
+                show(shift + width),
+                noise.method,
+                min(counts[0], counts[1 + i]),
+                Design(first, paired).gap,
+            )
+        )
+    return comparisons
+
+
+def _decide(
+    working: Values, baseline: str, margin: float, better: str, log: bool
+) -> tuple[Noise, dict[str, Comparison]]:
+    """The seed noise of all arms with two seeds or more, and their comparisons if the baseline is one of them."""
+    family = sorted((arm for arm in working if len(working[arm]) >= 2), key=lambda arm: arm != baseline)
+    if not family:
+        return Noise("none", None, 0, None), {}
+    table, complete = _table(working, family)
+    noise = measure_noise(table, complete)
+    if family[0] != baseline or len(family) == 1:
+        return noise, {}
+    return noise, {c.arm: c for c in _family(table, family, noise, margin, better, log)}
 
 
 def _check(values: Collection[str], baseline: str, better: str, practical: float, scale: str | None) -> None:
@@ -325,40 +306,37 @@ def analyse(
     errors: Mapping[str, Mapping[int, float]] | None = None,
     failed: Collection[str] = (),
     scale: str | None = None,
-    alpha: float = 0.05,
 ) -> Analysis:
     """Compares every arm with the baseline.
 
     ``values``: arm -> seed -> value (missing or not finite: left out); ``errors``: the same shape, the sampling
     standard error of each value; ``failed``: arms of which no trial finished; ``practical``: the difference that
-    matters, as a fraction of the baseline. Intervals are two-sided, 1 - alpha over all comparisons (Bonferroni).
+    matters, as a fraction of the baseline. Intervals are two-sided and hold together in 95 % of grids.
     Raises ValueError for an unknown direction or scale, a negative ``practical`` and a baseline that is no arm.
     """
     _check(values, baseline, better, practical, scale)
     clean = {arm: _finite(seeds) for arm, seeds in values.items()}
     positive = all(v > 0 for seeds in clean.values() for v in seeds.values())
-    ratio = metric in LOG_METRICS
-    log = positive if scale is None and ratio else scale == "log"
+    log = positive if scale is None and metric in LOG_METRICS else scale == "log"
     if log and not positive:
         raise ValueError(f"scale log needs positive values of {metric}")
     working = {arm: {s: math.log(v) if log else v for s, v in seeds.items()} for arm, seeds in clean.items()}
-    rivals = [arm for arm in values if arm != baseline]
-    count = max(1, sum(bool(clean[arm]) for arm in rivals))
-    noise = measure_noise(working, count, alpha)
-    errors = errors or {}
-    sampling = {arm: _sampling_error(clean[arm], errors.get(arm, {}), log) for arm in values}
     centre = abs(float(np.mean(list(clean[baseline].values())))) if clean[baseline] else 0.0
     margin = practical if log else practical * centre
+    noise, found = _decide(working, baseline, math.log1p(margin) if log else margin, better, log)
+    errors = errors or {}
+    sampling = {arm: _sampling_error(clean[arm], errors.get(arm, {}), log) for arm in values}
+    count = max(1, sum(bool(clean[arm]) for arm in values) - 1)
     comparisons = {}
-    for arm in rivals:
-        if arm in failed:
+    for arm in (arm for arm in values if arm != baseline):
+        if arm in found:
+            comparisons[arm] = found[arm]
+        elif arm in failed:
             comparisons[arm] = Comparison(arm, FAILED)
         elif not clean[arm] or not clean[baseline]:
             comparisons[arm] = Comparison(arm, NOT_COMPARABLE, seeds=len(clean[arm]))
         else:
-            comparisons[arm] = _compare(
-                arm, working, baseline, noise, (sampling[arm], sampling[baseline]), count, log, margin, better, alpha
-            )
-    arms = {arm: _summary(arm, clean[arm], errors.get(arm, {}), noise, log, alpha) for arm in values}
+            comparisons[arm] = _undecided(arm, working, baseline, sampling, count, noise, log)
+    arms = {arm: _summary(arm, clean[arm], errors.get(arm, {}), noise, log) for arm in values}
     kind = "log" if log else "linear"
-    return Analysis(metric, baseline, better, kind, margin, noise, arms, comparisons, 1 - alpha, frozenset(failed))
+    return Analysis(metric, baseline, better, kind, margin, noise, arms, comparisons, frozenset(failed))

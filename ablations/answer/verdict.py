@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.answer import stats
+from ablations.answer.intervals import seeds_needed
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.question.decide import EXPECTATIONS, fraction
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
+# What a claim says of an arm -> the words that confirm it, and those that contradict it.
+BEARING = {
+    "better": ({stats.BETTER}, {stats.NOT_BETTER, stats.EQUIVALENT, stats.WORSE}),
+    "worse": ({stats.WORSE}, {stats.NOT_WORSE, stats.EQUIVALENT, stats.BETTER}),
+    "equivalent": ({stats.EQUIVALENT}, {stats.BETTER, stats.WORSE}),
+    "not better": ({stats.NOT_BETTER, stats.EQUIVALENT, stats.WORSE}, {stats.BETTER}),
+    "not worse": ({stats.NOT_WORSE, stats.EQUIVALENT, stats.BETTER}, {stats.WORSE}),
+}
 HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "precision", "recall", "density", "coverage")
 
 
@@ -112,27 +121,14 @@ def expectations(outcome: GridOutcome) -> dict[str, str]:
 
 
 def _answer(analysis: Analysis, arm: str, expected: str) -> str:
-    """Whether one arm bears the claim out."""
-    verdict = analysis.comparisons[arm].verdict
-    if verdict == stats.NOT_ENOUGH_SEEDS:
+    """Whether one arm bears the claim out: by the word for it and nothing else, so that table and claim cannot differ."""
+    word = analysis.comparisons[arm].verdict
+    if word == stats.NOT_ENOUGH_SEEDS:
         return "no seeds"
-    gain = analysis.gain(arm)
-    if gain is None:
+    if word in (stats.FAILED, stats.NOT_COMPARABLE):
         return "no value"
-    (low, high), margin = gain, analysis.working_margin
-    if expected in ("worse", "not worse"):  # the mirror image of better, not better
-        low, high = -high, -low
-    if expected in ("better", "worse"):
-        return "confirmed" if low > 0 else "contradicted" if high < margin else "undecided"
-    if expected in ("not better", "not worse"):
-        return "confirmed" if high < margin or high <= 0 else "contradicted" if low > 0 else "undecided"
-    return (
-        "confirmed"
-        if verdict == stats.EQUIVALENT
-        else "contradicted"
-        if low >= margin or high <= -margin
-        else "undecided"
-    )
+    confirmed, contradicted = BEARING[expected]
+    return "confirmed" if word in confirmed else "contradicted" if word in contradicted else "undecided"
 
 
 def _listing(names: list[str], most: int = 4) -> str:
@@ -152,8 +148,8 @@ def _reading(outcome: GridOutcome, expected: dict[str, str], analysis: Analysis)
         parts = [f"no arm is better than {analysis.baseline}"]
     practical = 100 * fraction(outcome.decide.get("practical", 0.0))
     return (
-        f"The claim was read as: in {metric_label(analysis.metric)}, {'; '.join(parts)}; differences under "
-        f"{practical:.3g}% do not matter. Costs are reported beside it and take no part in this verdict."
+        f"The claim was read as: in {metric_label(analysis.metric)}, {'; '.join(parts)}. Better and worse mean by more than "
+        f"{practical:.3g}%, equivalent by less. Costs are reported beside it and take no part in this verdict."
     )
 
 
@@ -167,15 +163,7 @@ def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> st
         found: dict[str, list[str]] = {}
         for arm in groups["contradicted"]:
             found.setdefault(analysis.comparisons[arm].verdict, []).append(arm)
-        parts = [
-            f"{_listing(arms)} {'is' if len(arms) == 1 else 'are'} "
-            + (
-                f"{_than(v)} {base}"
-                if v in (stats.BETTER, stats.WORSE, stats.EQUIVALENT)
-                else f"no different from {base}"
-            )
-            for v, arms in found.items()
-        ]
+        parts = [f"{_listing(arms)} {'is' if len(arms) == 1 else 'are'} {_than(v)} {base}" for v, arms in found.items()]
         return f"Against the claim, in {metric} {_listing(parts)}."
     if word == SUPPORTED:
         return f"In {metric} every arm stands to {base} as the claim says."
@@ -188,7 +176,7 @@ def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> st
         )
     if word == WITHIN_NOISE:
         rivals = _listing(groups["undecided"])
-        return f"In {metric} the gap between {base} and {rivals} is smaller than the noise of this design."
+        return f"In {metric} the noise of this design is too large to say how {rivals} compare{'s' if len(groups['undecided']) == 1 else ''} with {base}."
     if analysis.arms[base].mean is None:
         return f"The baseline {base} has no {metric}, so nothing can be compared with it."
     missing = groups["no value"]
@@ -201,31 +189,46 @@ def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> st
 
 def _sureness(outcome: GridOutcome, analysis: Analysis) -> str:
     """How sure the verdict is: seeds, noise, the gap this design could have seen, and what would settle it."""
-    practical, sd = fraction(outcome.decide.get("practical", 0.0)), analysis.noise.sd
-    if sd is None:
+    noise = analysis.noise
+    if noise.sd is None or noise.range is None:
         return (
             "With one seed an arm there is no estimate of how far retraining alone moves the result; intervals hold "
             "sampling error only. Train at least three seeds an arm."
         )
-    log = analysis.scale == "log"
-    size = 1.0 if log else abs(analysis.arms[analysis.baseline].mean or 0.0) or 1.0
+    size = 1.0 if analysis.scale == "log" else abs(analysis.arms[analysis.baseline].mean or 0.0) or 1.0
     spread = "one standard deviation"
-    if analysis.noise.method == "paired":
+    if noise.method == "paired":
         spread += ", beside what all arms share at equal seeds"
-    text = f"{analysis.seeds} seeds an arm; retraining moves {metric_label(analysis.metric)} by {100 * sd / size:.2g}%"
-    text += f" ({spread})"
-    if analysis.detectable is None:
+    known = " to ".join(f"{100 * sd / size:.2g}" for sd in noise.range)
+    text = f"{analysis.seeds} seeds an arm; retraining moves {metric_label(analysis.metric)} by "
+    text += f"{100 * noise.sd / size:.2g}% ({spread}; by so few trials it is known as {known}%)"
+    gap = analysis.detectable()
+    if gap is None:
         return f"{text}."
-    text += f". This design sees gaps of {100 * analysis.detectable / size:.3g}% or more (80% power)"
-    if 0 < 1.02 * practical < analysis.detectable / size:  # 5.01% against 5% is not worth another seed
-        count = sum(bool(c.seeds) for c in analysis.comparisons.values())
-        gap = math.log1p(practical) if log else practical * size
-        needed = stats.seeds_needed(sd, gap, count + 1, max(count, 1))
-        if needed is None:
-            text += f"; to see {100 * practical:.3g}%, more than 50 seeds an arm would be needed"
-        elif needed > analysis.seeds:
-            text += f"; to see {100 * practical:.3g}%, train about {needed} seeds an arm"
+    low, high = (100 * (analysis.detectable(sd) or 0.0) / size for sd in noise.range)
+    text += (
+        f". This design decides gaps of {100 * gap / size:.3g}% or more (80% power; {low:.3g} to {high:.3g}%, as the "
+    )
+    text += f"noise is known){_advice(analysis, size)}"
     return f"{text}."
+
+
+def _advice(analysis: Analysis, size: float) -> str:
+    """Seeds with which a gap of twice the margin would be decided, with a range as the noise is known; "" if it is."""
+    noise, margin = analysis.noise, analysis.working_margin
+    count = 1 + sum(bool(c.seeds) for c in analysis.comparisons.values())
+    if not margin or noise.range is None:
+        return ""
+    least, needed, most = (
+        seeds_needed(sd, margin, max(count, 2), noise.method == "paired")
+        for sd in (noise.range[0], noise.sd or 0.0, noise.range[1])
+    )
+    target = math.expm1(2 * margin) if analysis.scale == "log" else 2 * margin / size
+    if needed is None:
+        return f"; to decide {100 * target:.3g}%, more than 50 seeds an arm would be needed"
+    if needed <= analysis.seeds:
+        return ""
+    return f"; to decide {100 * target:.3g}%, train about {needed} seeds an arm ({least} to {most or 'more than 50'})"
 
 
 def judge_outcome(outcome: GridOutcome, analysis: Analysis | None = None) -> ClaimVerdict:

@@ -31,9 +31,8 @@ from ablations.report.tables import Table, composition_table, key_table, target_
 from iris.io.files import write_json
 
 METHODS = {
-    "pooled": "seed noise pooled over all arms; pairing by seed would not have paid",
+    "pooled": "seed noise pooled over all arms; seeds have no effect that the arms share",
     "paired": "paired by seed, residual noise pooled over all arms",
-    "unequal": "Welch's test for each arm, as the arms' seed noise differs",
     "none": "none: one seed an arm gives no estimate of training noise",
 }
 
@@ -230,7 +229,9 @@ def _statistics(analysis: Analysis) -> str:
         text += f"; measured correlation between arms at equal seeds {number(analysis.noise.correlation, 2)}"
     if analysis.scale == "log":
         text += "; compared on the log scale"
-    return f"{text}; intervals corrected for all comparisons (Bonferroni)"
+    if analysis.noise.sd is None:
+        return f"{text}; intervals corrected for all comparisons (Bonferroni)"
+    return f"{text}; intervals hold together (as Dunnett's), and none is narrower than its arms' own noise allows"
 
 
 def _markdown_cell(text: str) -> str:

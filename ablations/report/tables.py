@@ -14,6 +14,7 @@ from ablations.answer import stats
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.answer.verdict import analyse_outcome, arms_of, baseline_of, metric_label
+from ablations.question.decide import fraction
 from ablations.report.measures import (
     COLUMNS,
     COST,
@@ -108,12 +109,7 @@ def _quality_cell(analysis: Analysis, arm: str, trials: list[TrialRecord]) -> Ce
         known = [e for t in trials if (e := value_of(t.metrics, f"{analysis.metric}_se")) is not None]
         return Cell(number(summary.mean), error_number(known[0] if len(known) == 1 else None, summary.mean))
     comparison = analysis.comparisons.get(arm)
-    mark = ""
-    if comparison and comparison.verdict != stats.NOT_ENOUGH_SEEDS and comparison.low is not None:
-        # By the interval alone: in a column a real difference is marked even when it is too small to matter.
-        above, below = comparison.low > 0, comparison.high is not None and comparison.high < 0
-        if above or below:
-            mark = stats.BETTER if above == (analysis.better == "higher") else stats.WORSE
+    mark = comparison.verdict if comparison and comparison.verdict in (stats.BETTER, stats.WORSE) else ""
     return Cell(number(summary.mean), error_number(summary.half_width, summary.mean), mark=mark)
 
 
@@ -157,6 +153,7 @@ def key_table(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmSty
 
 
 def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
+    margin = fraction(outcome.decide.get("practical", 0.0))
     if analysis.noise.sd is None:
         foot = [
             "± is one standard error from sampling; with one seed an arm it does not include training noise, "
@@ -165,7 +162,7 @@ def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
     else:
         foot = [
             "Means over seeds; ± is half of a 95% interval that includes seed noise. ▲ better, ▼ worse than the "
-            "baseline beyond that noise (all arms of a column together at 95%); without a mark: within noise."
+            f"baseline by more than the margin of {100 * margin:.3g}%, for sure (all arms of a column together at 95%)."
         ]
     if any(len(a.values) for a in analysis.arms.values()):
         foot.append(

@@ -90,7 +90,7 @@ def test_page_says_what_was_found(seeds_report: Path) -> None:
     assert text.index("Does GRFM earn") < text.index("3 seeds an arm") < text.index("vs grfm")
     for words in (
         "worse",
-        "This design sees gaps of",
+        "This design decides gaps of",
         "held out",
         "loss became not a number",
         "spatial, seeds 0, 1, 2",
