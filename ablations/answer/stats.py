@@ -20,6 +20,7 @@ from ablations.answer.intervals import LEVEL, Design, noise_range, widths
 BETTER, WORSE, EQUIVALENT, WITHIN_NOISE = "better", "worse", "equivalent", "within noise"
 NOT_BETTER, NOT_WORSE = "not better", "not worse"
 NOT_ENOUGH_SEEDS, FAILED, NOT_COMPARABLE = "not enough seeds", "failed", "not comparable"
+NOT_ENOUGH_ROUNDS = "not enough rounds"  # of a measurement of speed
 LOG_METRICS = frozenset(
     {
         "fid",
@@ -45,7 +46,7 @@ Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 class Noise:
     """Seed noise of a set of arms, in working units (log units or the metric's own)."""
 
-    method: str  # pooled | paired | none
+    method: str  # pooled | paired | none | rounds (of a measurement that no seed changes)
     sd: float | None  # standard deviation of one trial around its arm (paired: after the seed effect)
     df: int  # degrees of freedom of sd
     correlation: float | None  # between arms at equal seeds, None where it cannot be measured
@@ -85,7 +86,7 @@ class Comparison:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    method: str = "none"  # pooled | paired | sampling | none
+    method: str = "none"  # pooled | paired | sampling | rounds | none
     seeds: int = 0
     detectable: float | None = None
 
@@ -283,6 +284,43 @@ def _decide(
     if family[0] != baseline or len(family) == 1:
         return noise, {}
     return noise, {c.arm: c for c in _family(table, family, noise, margin, better, log)}
+
+
+def analyse_measured(
+    values: Mapping[str, float | None],
+    ratios: Mapping[str, tuple[float, float]],
+    baseline: str,
+    *,
+    metric: str,
+    better: str,
+    practical: float,
+    failed: Collection[str] = (),
+) -> Analysis:
+    """Compares what was measured of each arm's network once, whatever its seeds: speed and memory.
+
+    ``ratios``: arm -> the interval of its ratio to the baseline, with equal ends where the figure is exact; an arm that is
+    missing was measured in too few rounds. Raises ValueError as ``analyse`` does.
+    """
+    _check(values, baseline, better, practical, "log")
+    base, margin, sign = values[baseline], math.log1p(practical), 1 if better == "higher" else -1
+    comparisons = {}
+    for arm in (arm for arm in values if arm != baseline):
+        value = values[arm]
+        if arm in failed:
+            comparisons[arm] = Comparison(arm, FAILED)
+        elif not value or not base:
+            comparisons[arm] = Comparison(arm, NOT_COMPARABLE)
+        elif arm not in ratios:
+            comparisons[arm] = Comparison(arm, NOT_ENOUGH_ROUNDS, value / base - 1)
+        else:
+            low, high = ratios[arm]
+            gain = sorted(sign * math.log(end) for end in (low, high))
+            comparisons[arm] = Comparison(
+                arm, word_of(gain[0], gain[1], margin), value / base - 1, low - 1, high - 1, "rounds"
+            )
+    arms = {arm: ArmSummary(arm, {} if v is None else {0: v}, v, None, None, False) for arm, v in values.items()}
+    noise = Noise("rounds", None, 0, None)
+    return Analysis(metric, baseline, better, "log", practical, noise, arms, comparisons, frozenset(failed))
 
 
 def _check(values: Collection[str], baseline: str, better: str, practical: float, scale: str | None) -> None:

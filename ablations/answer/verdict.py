@@ -16,7 +16,7 @@ from ablations.answer import stats
 from ablations.answer.intervals import seeds_needed
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
-from ablations.question.decide import EXPECTATIONS, fraction
+from ablations.question.decide import EXPECTATIONS, SPEED, fraction
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
@@ -28,6 +28,8 @@ BEARING = {
     "not better": ({stats.NOT_BETTER, stats.EQUIVALENT, stats.WORSE}, {stats.BETTER}),
     "not worse": ({stats.NOT_WORSE, stats.EQUIVALENT, stats.BETTER}, {stats.WORSE}),
 }
+# What no seed changes; of it one measurement is there, or a calculation.
+MEASURED_ONCE = (*SPEED, "params_m", "gflops")
 HIGHER_IS_BETTER = ("clip_score", "accuracy_", "heldout_accuracy_", "precision", "recall", "density", "coverage")
 
 
@@ -84,6 +86,8 @@ def analyse_outcome(outcome: GridOutcome, metric: str | None = None) -> Analysis
     done = {arm: [t for t in trials if t.state == "done"] for arm, trials in arms.items()}
     judge = next(iter(arms.values()))[0].settings.get("judge")  # figures of two judges are not compared
     done = {arm: [t for t in trials if t.settings.get("judge") == judge] for arm, trials in done.items()}
+    if name in MEASURED_ONCE:
+        return _measured(done, outcome, name, better)
     return stats.analyse(
         {arm: {t.seed: t.metrics.get(name) for t in trials} for arm, trials in done.items()},
         baseline_of(outcome),
@@ -94,6 +98,30 @@ def analyse_outcome(outcome: GridOutcome, metric: str | None = None) -> Analysis
             arm: {t.seed: t.metrics[f"{name}_se"] for t in trials if t.metrics.get(f"{name}_se") is not None}
             for arm, trials in done.items()
         },
+        failed=[arm for arm, trials in done.items() if not trials],
+    )
+
+
+def _measured(done: dict[str, list[TrialRecord]], outcome: GridOutcome, name: str, better: str) -> Analysis:
+    """Speed and memory belong to a network: all trials of an arm carry the same figures."""
+    baseline = baseline_of(outcome)
+    known = {arm: trials[0].metrics if trials else {} for arm, trials in done.items()}
+    values = {arm: metrics.get(name) for arm, metrics in known.items()}
+    ratios, base = {}, values[baseline]
+    for arm, metrics in known.items():
+        if name.startswith("latency"):
+            ends = (metrics.get("latency_ratio_low"), metrics.get("latency_ratio_high"))
+        else:
+            ends = (values[arm] / base,) * 2 if values[arm] and base else (None, None)
+        if None not in ends:
+            ratios[arm] = ends
+    return stats.analyse_measured(
+        values,
+        ratios,
+        baseline,
+        metric=name,
+        better=better,
+        practical=fraction(outcome.decide.get("practical", 0.0)),
         failed=[arm for arm, trials in done.items() if not trials],
     )
 
@@ -125,6 +153,8 @@ def _answer(analysis: Analysis, arm: str, expected: str) -> str:
     word = analysis.comparisons[arm].verdict
     if word == stats.NOT_ENOUGH_SEEDS:
         return "no seeds"
+    if word == stats.NOT_ENOUGH_ROUNDS:
+        return "undecided"
     if word in (stats.FAILED, stats.NOT_COMPARABLE):
         return "no value"
     confirmed, contradicted = BEARING[expected]
@@ -190,6 +220,11 @@ def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> st
 def _sureness(outcome: GridOutcome, analysis: Analysis) -> str:
     """How sure the verdict is: seeds, noise, the gap this design could have seen, and what would settle it."""
     noise = analysis.noise
+    if noise.method == "rounds":
+        return (
+            "Measured on one network an arm, since no seed changes it. Times are taken in interleaved rounds, and the interval "
+            "is that of the median ratio of a round (99% each). Other figures are exact. They hold for this machine."
+        )
     if noise.sd is None or noise.range is None:
         return (
             "With one seed an arm there is no estimate of how far retraining alone moves the result; intervals hold "

@@ -117,7 +117,7 @@ class Chains:
         maker = self._maker(settings, model, work, sampling)
         judging = self._once("judge", settings.judge, lambda: Judging(settings.judge, context.processes.name))
         data = self._data(settings, model.size)
-        run = Evaluation(context, settings.measure, maker, data, judging, 0)
+        run = Evaluation(context, settings.measure, maker, data, judging, settings.seed)
         asked = (settings.measure, settings.data, settings.judge)
         wanted, refused = self._once("measures", asked, lambda: possible(run, USUAL, IMAGES))
         return Chain(settings, model, work, sampling, run, [SCORED[name](run) for name in wanted], refused)

@@ -33,6 +33,7 @@ from iris.io.files import write_json
 METHODS = {
     "pooled": "seed noise pooled over all arms; seeds have no effect that the arms share",
     "paired": "paired by seed, residual noise pooled over all arms",
+    "rounds": "the median ratio of interleaved rounds, by order statistics; no seed changes it",
     "none": "none: one seed an arm gives no estimate of training noise",
 }
 
@@ -229,7 +230,9 @@ def _statistics(analysis: Analysis) -> str:
         text += f"; measured correlation between arms at equal seeds {number(analysis.noise.correlation, 2)}"
     if analysis.scale == "log":
         text += "; compared on the log scale"
-    if analysis.noise.sd is None:
+    if analysis.noise.method == "rounds":
+        return text
+    if analysis.noise.method == "none":
         return f"{text}; intervals corrected for all comparisons (Bonferroni)"
     return f"{text}; intervals hold together (as Dunnett's), and none is narrower than its arms' own noise allows"
 

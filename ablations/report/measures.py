@@ -66,6 +66,8 @@ COLUMNS = (
     "latency_q1_ms",
     "latency_q3_ms",
     "latency_ratio",
+    "latency_ratio_low",
+    "latency_ratio_high",
     "peak_memory_mb",
     "weights_mb",
     "activations_mb",

@@ -114,15 +114,13 @@ def _quality_cell(analysis: Analysis, arm: str, trials: list[TrialRecord]) -> Ce
 
 
 def _latency_cell(trials: list[TrialRecord], base: list[TrialRecord]) -> Cell:
-    """Ratio to the baseline, then milliseconds; said to be noise where the two middle halves overlap."""
-    median, low, high = (_mean(trials, n) for n in ("latency_ms", "latency_q1_ms", "latency_q3_ms"))
+    """Ratio to the baseline, then milliseconds; said to be noise where the ratio's interval holds 1."""
+    median, low, high = (_mean(trials, n) for n in ("latency_ms", "latency_ratio_low", "latency_ratio_high"))
     ratio, reference = _mean(trials, "latency_ratio"), _mean(base, "latency_ms")
     if ratio is None and median is not None and reference:
         ratio = median / reference
-    base_low, base_high = _mean(base, "latency_q1_ms"), _mean(base, "latency_q3_ms")
     note = f"{number(median)} ms" if median is not None else ""
-    known = trials is not base and None not in (ratio, low, high, base_low, base_high)
-    if known and low <= base_high and base_low <= high:
+    if trials is not base and low is not None and high is not None and low <= 1 <= high:
         note += f"\n{stats.WITHIN_NOISE}"
     return Cell(f"{number(ratio)}×" if ratio is not None else DASH, note=note)
 
@@ -154,7 +152,7 @@ def key_table(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmSty
 
 def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
     margin = fraction(outcome.decide.get("practical", 0.0))
-    if analysis.noise.sd is None:
+    if analysis.noise.method == "none":
         foot = [
             "± is one standard error from sampling; with one seed an arm it does not include training noise, "
             "so no difference here is a verdict."
@@ -165,15 +163,18 @@ def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
             f"baseline by more than the margin of {100 * margin:.3g}%, for sure (all arms of a column together at 95%)."
         ]
     if any(len(a.values) for a in analysis.arms.values()):
+        kind = {"none": "sampling-only 95%", "rounds": "99%"}.get(analysis.noise.method, "95%")
         foot.append(
-            f"With each verdict: the observed difference in {metric_label(analysis.metric)} and its "
-            f"{'sampling-only ' if analysis.noise.sd is None else ''}95% interval."
+            f"With each verdict: the observed difference in {metric_label(analysis.metric)} and its {kind} interval."
         )
     floor = _mean(outcome.records, "fid_reference")
     if floor is not None:
         foot.append(f"Real pictures against as many other real ones have an FID of {number(floor)}.")
-    if any(value_of(r.metrics, "latency_q1_ms") is not None for r in outcome.records):
-        foot.append("Latency: median for one image; “within noise” where the middle half overlaps the baseline's.")
+    if any(value_of(r.metrics, "latency_ms") is not None for r in outcome.records):
+        foot.append(
+            "Latency: median for one image, and the median ratio of interleaved rounds; “within noise” where its 99% "
+            "interval holds 1."
+        )
     return foot
 
 

@@ -6,6 +6,7 @@ alike. What counts is the ratio to the first model inside one round; millisecond
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from eval.speed.workers import Loader, Worker
 OTHER_PROCESSORS = 0.2
 STOLEN = 0.02
 SPREAD = 0.10
+SURE = 0.99  # level of a ratio's interval
 QUOTED = 30  # rounds from which figures are quoted without saying how many they were
 
 
@@ -31,7 +33,7 @@ class LatencyResult:
     """One image's time over the measured rounds.
 
     ``ratio_to_first`` is the median over rounds of this model's time over the first model's in the same round, with its
-    quartiles. ``contended`` tells that the figures should not be quoted, ``reasons`` why; ratios suffer less.
+    quartiles and, where there are rounds enough for one, its 99 % interval. ``contended`` tells that the figures should not be quoted, ``reasons`` why; ratios suffer less.
     """
 
     median_ms: float
@@ -48,6 +50,8 @@ class LatencyResult:
     reasons: tuple[str, ...]
     times_ms: tuple[float, ...]
     processor_ratio: float | None = None  # median over rounds of processor time over the first's; None: it used none
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ def _summary(
 ) -> LatencyResult:
     q1, median, q3 = np.percentile(times, [25, 50, 75])
     ratio_q1, ratio, ratio_q3 = np.percentile(times / first, [25, 50, 75])
+    ratio_low, ratio_high = median_interval(times / first) or (None, None)
     reasons = list(machine)
     if q3 - q1 > SPREAD * median:
         reasons.append(f"the interquartile range is {(q3 - q1) / median:.0%} of the median (limit {SPREAD:.0%})")
@@ -180,7 +185,18 @@ def _summary(
         reasons=tuple(reasons),
         times_ms=tuple(float(t) for t in times),
         processor_ratio=float(np.median(processor / first_processor)) if used else None,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
     )
+
+
+def median_interval(values: np.ndarray, level: float = SURE) -> tuple[float, float] | None:
+    """Of a median, by order statistics alone (David & Nagaraja 2003, 7.1); None where there are too few values."""
+    order, count = np.sort(values), len(values)
+    # The k-th value lies above the median when fewer than k fall below it.
+    below = [sum(math.comb(count, i) for i in range(k)) / 2**count for k in range(1, count // 2 + 1)]
+    least = sum(2 * chance <= 1 - level for chance in below)
+    return (float(order[least - 1]), float(order[count - least])) if least else None
 
 
 class Contention:

@@ -21,7 +21,8 @@ MEMORY = ("peak_memory_mb", "weights_mb", "activations_mb")
 
 
 class Speed(Stage):
-    """Of each model: median latency of one image with its quartiles, the ratio to the first model's, and memory.
+    """Of each model: median latency of one image with its quartiles, the ratio to the first model's with its interval,
+    and memory.
 
     Nothing of it depends on the weights' values, so one model of a kind stands for all. What was measured is kept by
     models, machine and settings, so that the same ones are not measured again.
@@ -33,6 +34,7 @@ class Speed(Stage):
     """
 
     kind = "speed"
+    version = 2  # the ratio's interval
 
     def __init__(
         self, context: Context, makers: Mapping[str, Maker], measure: Measure, caption: str, machine: str = ""
@@ -77,11 +79,13 @@ def measured(loaders: Mapping[str, Loader], measure: Measure) -> dict[str, dict[
 
 def _figures(value: SpeedAndMemory) -> dict[str, Any]:
     latency, memory = value.latency, value.memory
+    ends = {"latency_ratio_low": latency.ratio_low, "latency_ratio_high": latency.ratio_high}
     return {
         "latency_ms": latency.median_ms,
         "latency_q1_ms": latency.q1_ms,
         "latency_q3_ms": latency.q3_ms,
         "latency_ratio": latency.ratio_to_first,
+        **{name: end for name, end in ends.items() if end is not None},
         **{name: number for name, number in asdict(memory).items() if name in MEMORY and number is not None},
         "import_mb": memory.import_mb,
         "contended": "; ".join(latency.reasons) if latency.contended else "",

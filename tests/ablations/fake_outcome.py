@@ -130,6 +130,8 @@ def measures(
         "latency_q1_ms": 37.1 * ratio,
         "latency_q3_ms": 40.3 * ratio,
         "latency_ratio": ratio,
+        "latency_ratio_low": 0.97 * ratio,
+        "latency_ratio_high": 1.04 * ratio,
         "peak_memory_mb": 548.0 + 9 * index,
         "weights_mb": 4 * params,
         "activations_mb": 6.2 * ratio,

@@ -188,6 +188,36 @@ def test_a_single_seed_among_many_is_shown_but_not_judged() -> None:
     assert result.comparisons["a"].verdict == "not enough seeds" and result.comparisons["a"].low is not None
 
 
+def timed(ratio: float, low: float, high: float) -> dict[str, float]:
+    ends = {} if math.isnan(low) else {"latency_ratio_low": low, "latency_ratio_high": high}
+    return {"latency_ms": 40 * ratio, "latency_ratio": ratio, "weights_mb": 10 * ratio} | ends
+
+
+@pytest.mark.parametrize(
+    ("ends", "word"),
+    [
+        ((0.8, 0.78, 0.82), "better"),
+        ((0.97, 0.9, 1.04), "not worse"),
+        ((1.0, 0.8, 1.3), "within noise"),
+        ((0.8, math.nan, math.nan), "not enough rounds"),
+    ],
+)
+def test_speed_is_judged_by_its_own_rounds(ends: tuple[float, float, float], word: str) -> None:
+    """Its copies in the trials of three seeds are one measurement, not three that agree."""
+    values = {arm: dict.fromkeys(range(3), 40.0) for arm in ("base", "a")}
+    given = outcome(values, {"metric": "latency_ms", "better": "lower", "practical": "5%"})
+    for record in given.records:
+        record.metrics.update(timed(1.0, 1.0, 1.0) if record.baseline else timed(*ends))
+    found = verdict.analyse_outcome(given)
+    assert found.comparisons["a"].verdict == word and found.noise.sd is None
+    if word != "not enough rounds":
+        assert (found.comparisons["a"].low, found.comparisons["a"].high) == pytest.approx((ends[1] - 1, ends[2] - 1))
+    assert "interleaved rounds" in verdict.judge_outcome(given).sureness
+    assert verdict.analyse_outcome(given, "weights_mb").comparisons["a"].verdict == (
+        "better" if ends[0] < 0.9 else "equivalent"
+    )
+
+
 def test_failed_and_missing_arms() -> None:
     result = stats.analyse({"base": {0: 40.0, 1: 41.0}, "a": {}, "b": {0: math.nan, 1: None}}, "base", failed=["a"])
     assert (result.comparisons["a"].verdict, result.comparisons["b"].verdict) == ("failed", "not comparable")

@@ -132,6 +132,14 @@ def test_seeds_share_the_data_and_a_latent_of_one_seed(base):
     assert changed(*(chain_from("latent=haar", seed=seed) for seed in (0, 1))) == FLOW  # which learns nothing
 
 
+def test_images_start_from_the_noise_of_the_trials_seed(base):
+    """So an arm's sampling noise averages out over its seeds; captions and references stay the same."""
+    other = chain_from(seed=1)
+    assert (base.run.main.seed, other.run.main.seed) == (0, 1)
+    assert base.run.main.captions == other.run.main.captions
+    assert keys(base)["reference"] == keys(other)["reference"]
+
+
 def test_another_judge_only_judges(base, tmp_path):
     (tmp_path / "weights.pt").write_text("x")
     clip, prefixed = (

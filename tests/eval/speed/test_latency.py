@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from eval.speed.latency import Contention, _summary, measure_models, visiting_order
+from eval.speed.latency import Contention, _summary, measure_models, median_interval, visiting_order
 from eval.speed.process import processor_seconds
 from eval.speed.workers import Loader, Worker, WorkerError, worker_environment
 
@@ -41,6 +41,16 @@ def test_ratio_is_taken_inside_a_round():
     quiet = _summary(np.full(4, 10.0), first, second, 1, "cpu", [])
     assert not quiet.contended and quiet.reasons == ()
     assert _summary(np.full(4, 10.0), first, second, 1, "cpu", ["load"]).reasons == ("load",)
+
+
+def test_a_medians_interval_is_that_of_order_statistics():
+    """Of ten values the lowest and the highest enclose the median with 1 - 2 / 2^10; fewer than eight cannot reach 99 %."""
+    values = np.arange(10.0)
+    assert median_interval(values) == (0.0, 9.0) and median_interval(values[:7]) is None
+    assert median_interval(values, 0.95) == (1.0, 8.0)  # 1 - 2 * 11 / 1024 = 97.9 %
+    draws = np.random.default_rng(0).exponential(size=(2000, 30))
+    held = [low <= np.log(2) <= high for low, high in map(median_interval, draws)]
+    assert 0.985 <= np.mean(held) <= 1
 
 
 def test_contention_blames_others_only(monkeypatch):
