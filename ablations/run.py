@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablations.launch.processes import thread_environment
-from ablations.report.places import neighbours, report_folder
+from ablations.report.places import VERDICT, neighbours, report_folder
 from ablations.report.process import ReportLost
 from ablations.track.location import Location
 from iris.errors import SettingError
 from iris.io.command import answer_options, failed
+from iris.io.files import read_json
 from iris.settings import Tree
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _run(settings: Settings, words: Sequence[str]) -> int:
                 "the trials run on; the same command follows them again, action=status shows them, action=cancel stops them"
             )
             return 0
-    watch.summary(outcome)
+    watch.summary(outcome, read_json(report.parent / VERDICT) or {})
     for problem in problems:
         console.print(problem, style="yellow", markup=False)
     if others := neighbours(report.parent, settings.grid.name):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,10 +14,24 @@ from ablations.answer.records import GridOutcome, TrialRecord
 
 LISTED = 40  # arms that are printed, the best and the baseline; the report has all
 TOLD = 20  # failed trials that are
+MEASURES = {  # title, with its unit in the second line, and how it is printed
+    "fid": ("FID\n", ".2f"),
+    "clip_score": ("CLIP\nscore", ".1f"),
+    "accuracy_colour": ("colour\n", ".0%"),
+    "accuracy_shape": ("shape\n", ".0%"),
+    "accuracy_all": ("all\nskills", ".0%"),
+    "latency_ratio": ("latency\nratio", ".2f"),
+    "latency_ms": ("\nms", ".1f"),
+    "peak_memory_mb": ("memory\nMB", ".0f"),
+    "params_m": ("params\nM", ".2f"),
+}
 
 
-def summary_renderables(outcome: GridOutcome, width: int) -> list[RenderableType]:
-    """The results' table, a line on how to read it, failed trials, and the outcome's notes, for ``width`` columns."""
+def summary_renderables(outcome: GridOutcome, verdict: Mapping[str, Any], width: int) -> list[RenderableType]:
+    """The results' table, a line on how to read it, failed trials, notes and the verdict, for ``width`` columns.
+
+    ``verdict``: of ``ablations.report.build.verdict_facts``, as the report's folder holds it.
+    """
     arms = _by_arm(outcome)
     seeds = max((len(records) for records in arms.values()), default=0)
     parts: list[RenderableType] = [Text()]
@@ -24,7 +39,8 @@ def summary_renderables(outcome: GridOutcome, width: int) -> list[RenderableType
         shown = {
             arm: records for rank, (arm, records) in enumerate(arms.items()) if rank < LISTED or records[0].baseline
         }
-        parts += [_table(outcome, shown, seeds, width), Text(_legend(outcome, arms, seeds), style="dim")]
+        parts += [_table(outcome, verdict, shown, seeds, width)]
+        parts += [Text(_legend(outcome, verdict, arms, seeds), style="dim")]
         if len(shown) < len(arms):
             parts.append(Text(f"the best {len(shown)} of {len(arms)} arms; the report has all of them", style="dim"))
     failed = [record for record in outcome.records if record.state == "failed"]
@@ -41,7 +57,19 @@ def summary_renderables(outcome: GridOutcome, width: int) -> list[RenderableType
     if len(failed) > TOLD:
         parts.append(Text(f"and {len(failed) - TOLD} more failed; the report has all of them", style="bold red"))
     parts += [Text(f"note: {note}", style="yellow") for note in outcome.notes]
-    return parts
+    return [*parts, *_verdict(verdict)]
+
+
+def _verdict(verdict: Mapping[str, Any]) -> list[RenderableType]:
+    """The word, the sentence, how sure it is, and what to do next."""
+    if not verdict:
+        return []
+    answer = Table.grid(padding=(0, 2))
+    answer.add_row(Text("verdict", style="bold"), Text(str(verdict["verdict"]), style="bold"))
+    for name in ("sentence", "sureness"):
+        answer.add_row("", Text(str(verdict[name])))
+    next_command = verdict.get("next_command")
+    return [Text(), answer, *([Text(f"next     {next_command}")] if next_command else [])]
 
 
 def _by_arm(outcome: GridOutcome) -> dict[str, list[TrialRecord]]:
@@ -59,7 +87,9 @@ def _by_arm(outcome: GridOutcome) -> dict[str, list[TrialRecord]]:
     return {arm: arms[arm] for arm in sorted(arms, key=rank)}
 
 
-def _table(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int, width: int) -> Table:
+def _table(
+    outcome: GridOutcome, verdict: Mapping[str, Any], arms: dict[str, list[TrialRecord]], seeds: int, width: int
+) -> Table:
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -69,7 +99,7 @@ def _table(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int,
         title=Text(f"{outcome.name}: {outcome.question}", style="bold"),
     )
     table.add_column("arm\n", overflow="fold", max_width=34 if width >= 100 else 18)
-    columns = _columns()
+    columns = _columns(outcome, verdict)
     if seeds > 1:
         columns = [("seeds\n", lambda records: str(len(records))), *columns]
     shown = [(title, cell) for title, cell in columns if any(cell(records) for records in arms.values())]
@@ -81,7 +111,9 @@ def _table(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int,
     return table
 
 
-def _columns() -> list[tuple[str, Callable[[Sequence[TrialRecord]], str]]]:
+def _columns(
+    outcome: GridOutcome, verdict: Mapping[str, Any]
+) -> list[tuple[str, Callable[[Sequence[TrialRecord]], str]]]:
     """Title (with its unit in the second line) and text of each measure; an empty text where it was not measured."""
 
     def plain(name: str, pattern: str) -> Callable[[Sequence[TrialRecord]], str]:
@@ -91,34 +123,29 @@ def _columns() -> list[tuple[str, Callable[[Sequence[TrialRecord]], str]]]:
 
         return cell
 
-    return [
-        ("FID\n", _fid),
-        ("CLIP\nscore", plain("clip_score", ".1f")),
-        ("colour\n", plain("accuracy_colour", ".0%")),
-        ("shape\n", plain("accuracy_shape", ".0%")),
-        ("all\nskills", plain("accuracy_all", ".0%")),
-        ("latency\nratio", plain("latency_ratio", ".2f")),
-        ("\nms", plain("latency_ms", ".1f")),
-        ("memory\nMB", plain("peak_memory_mb", ".0f")),
-        ("params\nM", plain("params_m", ".2f")),
-    ]
+    def word(records: Sequence[TrialRecord]) -> str:
+        found = str(verdict.get("arms", {}).get(records[0].arm, {}).get("verdict", ""))
+        return "" if found in ("baseline", "not enough seeds") else found
+
+    metric = str(outcome.decide.get("metric", "fid"))
+    title = MEASURES[metric][0] if metric in MEASURES else f"{metric.replace('_', ' ')}\n"
+    others = [(title, plain(name, pattern)) for name, (title, pattern) in MEASURES.items() if name != metric]
+    return [(title, lambda records: _decided(records, metric, verdict)), ("against\nbaseline", word), *others]
 
 
-def _fid(records: Sequence[TrialRecord]) -> str:
-    value, spread = _mean(records, "fid"), _fid_spread(records)
-    if value is None:
+def _decided(records: Sequence[TrialRecord], metric: str, verdict: Mapping[str, Any]) -> str:
+    """An arm's mean in the measure that decides, and half of its 95 % interval, as in the report."""
+    known = verdict.get("arms", {}).get(records[0].arm, {})
+    mean = known.get("mean") if known else _mean(records, metric)
+    if mean is None:
         return ""
-    digits = 2 if value < 100 else 1
-    return f"{value:.{digits}f}" + (f" ±{spread:.{digits}f}" if spread is not None else "")
+    digits = 4 if abs(mean) < 1 else 2 if abs(mean) < 100 else 1
+    half = _half(known)
+    return f"{mean:.{digits}f}" + (f" ±{half:.{digits}f}" if half is not None else "")
 
 
-def _fid_spread(records: Sequence[TrialRecord]) -> float | None:
-    """Of one seed the sampling error (jackknife), of more the standard deviation over seeds, which is the larger."""
-    values = _values(records, "fid")
-    if len(values) > 1:
-        mean = sum(values) / len(values)
-        return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return next(iter(_values(records, "fid_se")), None)
+def _half(known: Mapping[str, Any]) -> float | None:
+    return None if None in (known.get("low"), known.get("high")) else (known["high"] - known["low"]) / 2
 
 
 def _values(records: Sequence[TrialRecord], name: str) -> list[float]:
@@ -134,13 +161,13 @@ def _mean(records: Sequence[TrialRecord], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _legend(outcome: GridOutcome, arms: dict[str, list[TrialRecord]], seeds: int) -> str:
+def _legend(outcome: GridOutcome, verdict: Mapping[str, Any], arms: dict[str, list[TrialRecord]], seeds: int) -> str:
     said = [f"judge: {outcome.judge.get('name', 'none')}"]
     samples = {int(value) for records in arms.values() for value in _values(records, "samples")}
     if samples:
         said.append(f"{min(samples):,} samples" if len(samples) == 1 else f"{min(samples):,}-{max(samples):,} samples")
-    if any(_fid_spread(records) is not None for records in arms.values()):
-        said.append("±: standard deviation over seeds" if seeds > 1 else "±: sampling error of one seed")
+    if any(_half(known) is not None for known in verdict.get("arms", {}).values()):
+        said.append("±: 95% interval" + (", sampling alone" if seeds == 1 else ""))
     if any(records[0].baseline for records in arms.values()):
         said.append("*: baseline")
     return "; ".join(said)

@@ -93,7 +93,7 @@ def _write(page: dict[str, Any], outcome: GridOutcome, folder: Path) -> Path:
     page["charts"] = draw_charts(outcome, page["analysis"], page["styles"], folder)
     page["samples"] = sample_grids(outcome, drawn_arms(outcome, page["analysis"]), folder)
     write_csv(outcome, folder / "results.csv")
-    write_json(folder / VERDICT, verdict_facts(outcome, page["verdict"]))
+    write_json(folder / VERDICT, verdict_facts(outcome, page))
     light, dark = css_variables()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report"),
@@ -111,24 +111,40 @@ def _write(page: dict[str, Any], outcome: GridOutcome, folder: Path) -> Path:
     return folder / "index.html"
 
 
-def verdict_facts(outcome: GridOutcome, verdict: ClaimVerdict) -> dict[str, Any]:
-    """What a register of claims reads of a report, as plain values."""
+def verdict_facts(outcome: GridOutcome, page: dict[str, Any]) -> dict[str, Any]:
+    """What the terminal, MLflow and a register of claims read of a report, as plain values."""
+    verdict: ClaimVerdict = page["verdict"]
+    analysis: Analysis = page["analysis"]
     return {
         "grid": outcome.name,
         "question": outcome.question,
         "claim": outcome.claim,
-        "metric": outcome.decide["metric"],
+        "metric": analysis.metric,
         "verdict": verdict.word,
         "sentence": verdict.sentence,
+        "sureness": verdict.sureness,
+        "reading": verdict.reading,
         "answers": verdict.answers,
+        "arms": {arm: _arm_facts(analysis, arm) for arm in analysis.arms},
         "seeds": sorted({record.seed for record in outcome.records}),
         "judge": {name: outcome.judge.get(name) for name in ("name", "sha256")},
         "data": {name: outcome.data.get(name) for name in ("name", "fingerprint")},
         "hardware": outcome.hardware,
         "commit": outcome.commit,
-        "command": tidy_paths(outcome.command),
+        "command": page["command"],
+        "next_command": page["next_command"],
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _arm_facts(analysis: Analysis, arm: str) -> dict[str, Any]:
+    """An arm's mean with its interval, and how it compares with the baseline: as a fraction of it on the log scale."""
+    summary, comparison = analysis.arms[arm], analysis.comparisons.get(arm)
+    known = {"mean": summary.mean, "low": summary.low, "high": summary.high, "seeds": len(summary.values)}
+    if comparison is None:
+        return known | {"verdict": "baseline"}
+    difference = {"mean": comparison.difference, "low": comparison.low, "high": comparison.high}
+    return known | {"verdict": comparison.verdict, "difference": difference, "scale": analysis.scale}
 
 
 def _page_without_figures(outcome: GridOutcome) -> dict[str, Any]:

@@ -16,8 +16,8 @@ class ReportLost(RuntimeError):
     """The process that writes the report ended without an answer: it was killed, or could not start."""
 
 
-def write_report_apart(outcome: GridOutcome, folder: Path) -> tuple[Path, str]:
-    """As ``ablations.report.build.write_report``; returns the path of index.html and the verdict's word.
+def write_report_apart(outcome: GridOutcome, folder: Path) -> Path:
+    """As ``ablations.report.build.write_report``.
 
     Raises what ``write_report`` raises, and ReportLost when the process ended without an answer.
     """
@@ -46,12 +46,11 @@ def main() -> None:
         answers.write(pickle.dumps(_answer(*pickle.load(sys.stdin.buffer))))
 
 
-def _answer(outcome: GridOutcome, folder: Path) -> tuple[Path, str] | Exception:
-    from ablations.answer.verdict import judge_outcome
+def _answer(outcome: GridOutcome, folder: Path) -> Path | Exception:
     from ablations.report.build import write_report
 
     try:
-        return write_report(outcome, folder), judge_outcome(outcome).word
+        return write_report(outcome, folder)
     except Exception as error:  # a full disk, a setting that cannot be read: the driver says it
         error.add_note(traceback.format_exc())
         return error

@@ -100,14 +100,11 @@ def verdict_cell(analysis: Analysis, arm: str, trials: list[TrialRecord]) -> Cel
     return Cell(comparison.verdict, note=note, kind=_kind(comparison.verdict))
 
 
-def _quality_cell(analysis: Analysis, arm: str, trials: list[TrialRecord]) -> Cell:
-    """With seeds: mean and half of its 95 % interval, marked where it surely differs; else value and sampling error."""
+def _quality_cell(analysis: Analysis, arm: str) -> Cell:
+    """Mean over seeds and half of its 95 % interval, marked where it differs for sure by more than the margin."""
     summary = analysis.arms[arm]
     if summary.mean is None:
         return Cell(DASH)
-    if summary.sampling_only:
-        known = [e for t in trials if (e := value_of(t.metrics, f"{analysis.metric}_se")) is not None]
-        return Cell(number(summary.mean), error_number(known[0] if len(known) == 1 else None, summary.mean))
     comparison = analysis.comparisons.get(arm)
     mark = comparison.verdict if comparison and comparison.verdict in (stats.BETTER, stats.WORSE) else ""
     return Cell(number(summary.mean), error_number(summary.half_width, summary.mean), mark=mark)
@@ -136,7 +133,7 @@ def key_table(outcome: GridOutcome, analysis: Analysis, styles: dict[str, ArmSty
     for arm, trials in arms.items():
         done = [t for t in trials if t.state == "done"]
         cells = [verdict_cell(analysis, arm, trials)]
-        cells += [_quality_cell(tested[m.name], arm, done) for m in (*extra, *quality)]
+        cells += [_quality_cell(tested[m.name], arm) for m in (*extra, *quality)]
         cells += [
             _latency_cell(trials, base) if m.name == "latency_ms" else Cell(number(_mean(trials, m.name))) for m in cost
         ]
@@ -154,8 +151,8 @@ def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
     margin = fraction(outcome.decide.get("practical", 0.0))
     if analysis.noise.method == "none":
         foot = [
-            "± is one standard error from sampling; with one seed an arm it does not include training noise, "
-            "so no difference here is a verdict."
+            "± is half of a 95% interval of sampling error alone; with one seed an arm it does not include training "
+            "noise, so no difference here is a verdict."
         ]
     else:
         foot = [

@@ -16,6 +16,7 @@ from ablations.question.axes import values_by_setting
 from ablations.question.grid import expectations
 from ablations.question.plan import Plan, Trial
 from ablations.question.settings import Settings
+from ablations.report.places import VERDICT
 from ablations.report.process import write_report_apart
 from ablations.session.arm_speed import ArmSpeed
 from ablations.session.grid_record import CANCELLED, GridRecord
@@ -96,13 +97,14 @@ class Session:
                 tracker.trial_finished(record)
         outcome = self.outcome(records)
         self.watch.note("writing the report")
-        report, verdict = write_report_apart(outcome, self.report)
+        report = write_report_apart(outcome, self.report)
         self.watch.note("finishing MLflow")
         if unfinished:
             tracker.detach()
             return outcome, report, tracker.problems
         failed = any(record.state == "failed" for record in records)
-        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", verdict)
+        verdict = read_json(report.parent / VERDICT) or {}
+        problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", verdict["verdict"])
         return outcome, report, problems
 
     def _speed(self) -> dict[str, dict[str, Any]]:

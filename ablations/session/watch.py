@@ -10,7 +10,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -188,9 +188,9 @@ class Watch:
                 self._draw()  # a new one: the old one would go back up over the question
         return answers.get(typed[:1].lower(), default)
 
-    def summary(self, outcome: GridOutcome) -> None:
-        """Print the grid's table of results, failed trials with cause, message and log, and the notes."""
-        for part in summary_renderables(outcome, self.console.width):
+    def summary(self, outcome: GridOutcome, verdict: Mapping[str, Any]) -> None:
+        """Print the grid's table of results, failed trials with cause, message and log, the notes, and the verdict."""
+        for part in summary_renderables(outcome, verdict, self.console.width):
             self.console.print(part, soft_wrap=isinstance(part, Text))
 
     # -- what is known --------------------------------------------------------------------------------------------

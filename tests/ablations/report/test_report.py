@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_page_stands_alone(seeds_report: Path) -> None:
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
     assert all((seeds_report / link).exists() for link in page.links)
     assert str(Path.cwd()) not in html and str(seeds_report) not in html
+
+
+def test_verdict_json_says_what_the_page_does(seeds_report: Path) -> None:
+    found = json.loads((seeds_report / "verdict.json").read_text())
+    text = Page((seeds_report / "index.html").read_text(encoding="utf-8")).text
+    assert all(found[name] in text for name in ("verdict", "sentence", "sureness", "reading", "claim", "question"))
+    arms = found["arms"]
+    assert arms["grfm"]["verdict"] == "baseline" and "difference" not in arms["grfm"]
+    worse = arms["fourier"]
+    assert worse["verdict"] in text and worse["low"] <= worse["mean"] <= worse["high"] and worse["seeds"] == 3
+    assert worse["difference"]["low"] <= worse["difference"]["mean"] <= worse["difference"]["high"]
 
 
 def test_page_says_what_was_found(seeds_report: Path) -> None:

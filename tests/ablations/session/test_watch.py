@@ -282,32 +282,44 @@ def test_summary(width: int) -> None:
     ]
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     watch = Watch("mixers", console=console)
-    watch.summary(make_outcome(records, notes=["the tree has uncommitted changes"]))
+    arms = {
+        "grfm": {"mean": 25.0, "low": None, "high": None, "verdict": "baseline"},
+        "attention": {"mean": 19.68, "low": 18.88, "high": 20.48, "verdict": "not enough seeds"},
+    }
+    verdict = {"verdict": "not enough seeds", "sentence": "One seed.", "sureness": "Not sure.", "arms": arms}
+    verdict["next_command"] = "python -m ablations.run grid=mixers 'seeds=[0,1,2]'"
+    watch.summary(make_outcome(records, notes=["the tree has uncommitted changes"]), verdict)
     text = console.file.getvalue()
     rows = [line.split() for line in text.splitlines()]
-    assert ["attention", "19.68", "±0.41", "31.2", "95%", "81%", "61%", "1.24", "131.2", "1412", "12.34"] in rows
+    assert ["attention", "19.68", "±0.80", "31.2", "95%", "81%", "61%", "1.24", "131.2", "1412", "12.34"] in rows
     assert text.index("attention") < text.index("grfm *"), "best first"
-    assert "judge: shapes; 2,048 samples; ±: sampling error of one seed; *: baseline" in text
+    assert "judge: shapes; 2,048 samples; ±: 95% interval, sampling alone; *: baseline" in text
     assert "failed spatial, seed 0: nan: loss is nan at step 40\n  log: runs/trials/k/log.txt" in text
     assert "note: the tree has uncommitted changes" in text
+    assert text.index("note:") < text.index("verdict  not enough seeds")
+    assert [line.strip() for line in text.splitlines()[-3:-1]] == ["One seed.", "Not sure."]
+    assert text.rstrip().endswith("next     python -m ablations.run grid=mixers 'seeds=[0,1,2]'")
     assert max(len(line) for line in text.splitlines()) <= width
 
 
 def test_summary_over_seeds_and_of_nothing() -> None:
     records = [make_record("grfm", seed, fid=10.0 + 2 * seed, fid_se=0.1) for seed in range(3)]
     console = Console(file=io.StringIO(), width=100)
-    for part in summary_renderables(make_outcome(records), 100):
+    arms = {"grfm": {"mean": 11.9, "low": 9.0, "high": 14.0, "verdict": "baseline"}}
+    verdict = {"verdict": "supported", "sentence": "So.", "sureness": "Sure.", "arms": arms}
+    for part in summary_renderables(make_outcome(records), verdict, 100):
         console.print(part)
     text = console.file.getvalue()
-    assert "12.00 ±2.00" in text and "±: standard deviation over seeds" in text and "latency" not in text
-    assert len(summary_renderables(make_outcome([make_record("grfm", state="failed")]), 80)) == 3
+    assert "11.90 ±2.50" in text and "±: 95% interval;" in text and "latency" not in text
+    assert "next" not in text and "verdict  supported" in text
+    assert len(summary_renderables(make_outcome([make_record("grfm", state="failed")]), {}, 80)) == 3
 
 
 def test_summary_of_many_lists_the_best_and_the_baseline() -> None:
     records = [make_record("grfm" if n == 59 else f"arm{n}", fid=10.0 + n) for n in range(60)]
     records += [make_record(f"bad{n}", state="failed") for n in range(25)]
     console = Console(file=io.StringIO(), width=100)
-    for part in summary_renderables(make_outcome(records), 100):
+    for part in summary_renderables(make_outcome(records), {}, 100):
         console.print(part)
     lines = console.file.getvalue().splitlines()
     arms = [line.split()[0] for line in lines if line.startswith(("arm", "grfm"))]
