@@ -12,7 +12,7 @@ from eval.speed.caps import METHODS
 from eval.subjects import KINDS
 from iris.data.settings import DATA_OPTIONS, Data
 from iris.diffusion.sampling import Sample
-from iris.errors import SettingError, require_choice
+from iris.errors import SettingError, require_choice, require_folder_name
 from iris.settings import Tree, setting
 from iris.stages.settings import RECIPE_GROUPS
 
@@ -140,6 +140,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.kind is not None:
             require_choice("kind", self.kind, tuple(KINDS))
+        if self.name is not None:
+            require_folder_name("name", self.name)
 
 
 MEASURES: dict[str, dict[str, Any]] = {

@@ -43,8 +43,12 @@ class Backend(Protocol):
         ...
 
 
-def make_backend(launcher: Launcher, runs: Path, threads: int) -> Backend:
-    """The place that ``launcher.name`` says; ``runs`` is the runs folder, ``threads`` those of a job."""
+def make_backend(launcher: Launcher, runs: Path, threads: int, device: str = "cpu") -> Backend:
+    """The place that ``launcher.name`` says; ``runs`` is the runs folder, ``threads`` those of a job on ``device``.
+
+    Raises:
+        SettingError: GPUs are asked for that are not on this machine.
+    """
     if launcher.name == "inline":
         from ablations.launch.inline import Inline
 
@@ -52,7 +56,7 @@ def make_backend(launcher: Launcher, runs: Path, threads: int) -> Backend:
     if launcher.name == "local":
         from ablations.launch.pool import Pool
 
-        return Pool(launcher, runs, threads)
+        return Pool(launcher, runs, threads, device)
     from ablations.launch.slurm import Slurm
 
     return Slurm(launcher, runs, threads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ablations.launch.gpus import VISIBLE, slots
 from ablations.launch.job import Job, failure, needs_failed, no_room, tail, write_error
 from iris.io.files import read_json, write_json
 from iris.io.hashing import digest
@@ -71,8 +73,9 @@ class Pool:
 
     poll_seconds = 0.5
 
-    def __init__(self, launcher: Launcher, runs: Path, threads: int) -> None:
+    def __init__(self, launcher: Launcher, runs: Path, threads: int, device: str = "cpu") -> None:
         self.launcher, self.threads, self.folder, self.logs = launcher, threads, runs / "pool", runs / "logs"
+        self.gpus = slots(launcher, device)
         self.listing: Path | None = None
         self.listed: dict[str, Any] = {}
         self.workers: dict[int, Any] = {}
@@ -135,7 +138,7 @@ class Pool:
     def _fill(self, wanted: int) -> bool:
         """Start a worker in each free slot, not more than there are jobs; False when all end without finishing any."""
         alive = False
-        for slot in range(min(self.launcher.workers, wanted)):
+        for slot in range(min(len(self.gpus), wanted)):
             worker = self.workers.get(slot)
             if is_locked(slot_file(self.folder, slot, ".lock")) or (worker and not worker.done(force_check=True)):
                 alive = True  # at work, or importing
@@ -156,11 +159,10 @@ class Pool:
         self.starts += 1
         # Not "%j": submitit 1.5.4 starts the process that writes to such a folder before it makes it.
         executor = submitit.LocalExecutor(self.logs / f"{self.listing.stem}-{self.starts}", max_num_timeout=0)
-        per = self.launcher.gpus_per_trial
-        gpus = list(range(slot * per, (slot + 1) * per))
-        executor.update_parameters(
-            timeout_min=YEAR, gpus_per_node=len(gpus), visible_gpus=gpus, setup=tuple(self.launcher.setup)
-        )
+        # submitit hides all GPUs and takes numbers only; a shell's line gives a slot its own, whatever they are called.
+        gpus = ",".join(self.gpus[slot])
+        own = (f"export {VISIBLE}={shlex.quote(gpus)}",) if gpus else ()
+        executor.update_parameters(timeout_min=YEAR, setup=(*own, *self.launcher.setup))
         with environment(thread_environment(self.threads)), deaf_to_interrupts():
             return executor.submit(serve, str(self.listing), slot)
 

@@ -14,7 +14,7 @@ from eval import settings as measuring
 from eval.export import Runtime
 from eval.metrics.quality import METRICS
 from eval.settings import JudgeChoice, Measure
-from iris.errors import SettingError
+from iris.errors import SettingError, require_folder_name
 from iris.settings import Tree, load_yaml, setting
 from iris.stages import settings as training
 from iris.stages.settings import Recipe
@@ -54,6 +54,10 @@ class Grid:
     )
     decide: dict = setting({}, "metric, better (lower, higher), practical (a margin such as 5%), expect {arm: word}")
 
+    def __post_init__(self) -> None:
+        if self.name:
+            require_folder_name("grid.name", self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
@@ -63,6 +67,7 @@ class Launcher:
     workers: int = setting(2, "trials at a time; of a job array on Slurm", low=1)
     timeout_min: int = setting(720, "of a trial; on Slurm before it is queued again", low=1)
     gpus_per_trial: int = setting(0, "on each of its nodes: a process each", low=0)
+    trials_per_gpu: int = setting(1, "at a time on this machine, where launcher.workers allows it", low=1)
     setup: list = setting([], "shell lines before a worker or trial starts")
     interrupt: str = setting("ask", "Ctrl-C; detach: trials run on", choices=("ask", "detach", "cancel"))
     partition: str | None = setting(None, "of Slurm")

@@ -69,7 +69,7 @@ class Session:
         self.errors: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
         self.began = time.monotonic()
-        self.backend = make_backend(settings.launcher, plan.runs, plan.threads)
+        self.backend = make_backend(settings.launcher, plan.runs, plan.threads, settings.compute.device)
         self.reads_only = settings.action == "report"  # also what lies on a disk that cannot be written
         self._record, self._cancelled = record, record.with_suffix(CANCELLED)
         if not self.reads_only:

@@ -66,6 +66,7 @@ def test_how_it_is_run_is_no_part_of_a_key():
         ("measure.caps.group=/sys", "measure.caps.group=/sys: .* go together; the method is RLIMIT_DATA"),
         ("measure.samples=0", "measure.samples=0 must be at least 1"),
         ("measure.confidence=1", "measure.confidence=1.0 must be at most 0.9999"),
+        ("name=../../escape", "name=.../../escape. names a folder"),
         ("kind=onnx", f"kind='onnx' is unknown; allowed: {', '.join(KINDS)}"),
         ("judge=oracle", "judge='oracle' is unknown; allowed: .*clip_vit_b32"),
         ("judge.name=clip_vit", "judge.name='clip_vit' is unknown .did you mean clip_vit_b32"),

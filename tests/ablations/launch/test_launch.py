@@ -14,9 +14,11 @@ import submitit.core.core
 
 from ablations.launch import pool
 from ablations.launch.backend import JobRun, make_backend, run_jobs
+from ablations.launch.gpus import slots
 from ablations.launch.job import Job
 from ablations.launch.processes import thread_environment
 from ablations.question.settings import Launcher
+from iris.errors import SettingError
 
 ROOT = Path(__file__).parents[3]
 
@@ -129,14 +131,45 @@ def test_threads_sleep_while_they_wait_and_this_process_is_left_alone(seen, monk
     assert os.environ["OMP_NUM_THREADS"] == "7" and "OMP_WAIT_POLICY" not in os.environ
 
 
-def test_each_slot_has_its_own_gpu(seen):
+def visible(result):
+    return result["environment"]["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize("names", ["0,1", "5,3", "GPU-8932f937,GPU-0aa4"])
+def test_each_slot_has_its_own_of_the_visible_gpus(seen, monkeypatch, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     keys = [f"job{i}" for i in range(4)]
-    seen.run([seen.job(key, launched.finish, seconds=0.3) for key in keys], launcher(workers=2, gpus_per_trial=1))
+    seen.run([seen.job(key, launched.finish, seconds=0.3) for key in keys], launcher(workers=3, gpus_per_trial=1))
     results = [seen.result(key) for key in keys]
-    assert {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results} == {"0", "1"}
-    for gpu in ("0", "1"):
-        spans = [(r["start"], r["end"]) for r in results if r["environment"]["CUDA_VISIBLE_DEVICES"] == gpu]
-        assert most_at_once(spans) == 1
+    assert {visible(result) for result in results} == set(names.split(","))
+    for gpu in names.split(","):
+        spans = [(result["start"], result["end"]) for result in results if visible(result) == gpu]
+        assert most_at_once(spans) == 1  # three workers are allowed, and two have a GPU
+
+
+@pytest.mark.parametrize(
+    ("device", "names", "changes", "expected"),
+    [
+        ("cpu", "0,1", {}, [[], []]),
+        ("auto", "3", {}, [["3"]]),  # on a GPU, not in silence on the processor
+        ("auto", "", {}, [[], []]),
+        ("cuda", "3", {"trials_per_gpu": 2}, [["3"], ["3"]]),
+        ("cuda", "3,4,7", {"workers": 8}, [["3"], ["4"], ["7"]]),
+    ],
+)
+def test_gpus_of_slots(monkeypatch, device, names, changes, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert slots(launcher(**{"workers": 2} | changes), device) == expected
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for device, changes, named in (
+        ("cuda", {}, "compute.device=cuda"),
+        ("auto", {"gpus_per_trial": 1}, "launcher.gpus_per_trial=1"),
+    ):
+        with pytest.raises(SettingError, match=f"{named}: no GPUs are visible here .CUDA_VISIBLE_DEVICES=.; allowed"):
+            slots(launcher(**changes), device)
 
 
 def test_set_up_commands_run_before_a_job(seen):

@@ -106,6 +106,7 @@ def test_a_grids_decision_is_set_word_by_word():
         ("grid=mixer", ["grid='mixer' is unknown", "did you mean mixers?", "depth", "precision"]),
         ("grid=", ["grid='' is unknown", "mixers"]),
         ("scale=smok", ["did you mean smoke?", "default, gpu"]),
+        ("grid.name=../../x", ["grid.name='../../x' names a folder", "letters, digits"]),
         ("launcher=cluster", ["launcher='cluster' is unknown", "inline, local, slurm"]),
         ("launcher.workers=0", ["launcher.workers=0", "at least 1"]),
         ("launcher.gpus_per_trial=2", ["launcher.gpus_per_trial=2", "launcher=local", "0, 1", "launcher=slurm"]),
