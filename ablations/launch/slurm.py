@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # it knows the model, and with it torch, which a job imports 
 RECORD = "job.json"  # {"id", "log", "time", "user"} of the job that was last submitted for a folder
 SETTLE_SECONDS = 15.0  # from a job's end to its files being seen on every node
 SILENT_SECONDS = 600.0  # without squeue, a job whose heart has not beaten this long is dead
-ASK_SECONDS = 2.0
+ASK_SECONDS = 15.0  # what ended well is seen by its files at once
 ASK_AGAIN = (1.0, 2.0, 4.0, 8.0)  # seconds between tries before anything is submitted
 ALIVE = (
     "PENDING",

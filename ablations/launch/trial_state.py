@@ -14,6 +14,7 @@ from iris.io.files import read_json
 
 # A status is written at least this often while a trial computes; beyond it only a lock or a heart shows life.
 FRESH_SECONDS = 60.0
+LOCKS = ("claim", "lock")  # of a job, and of a stage, held as long as it is made
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def state_of(folder: Path) -> TrialState:
 
 def alive(folder: Path, status: dict[str, Any]) -> bool:
     """Whether somebody computes in ``folder``: holds its lock here, or wrote to it a moment ago anywhere."""
-    if any((folder / name).exists() and is_locked(folder / name) for name in ("claim", "lock")):
+    if any((folder / name).exists() and is_locked(folder / name) for name in LOCKS):
         return True
     beat = folder / "alive"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -13,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.launch.job import ERROR, RESULT
-from ablations.launch.pool import is_locked
-from ablations.launch.trial_state import state_of
+from ablations.launch.pool import is_locked, try_lock
+from ablations.launch.trial_state import LOCKS, state_of
 from ablations.session.grid_record import load_record
 from ablations.verbs.stored import megabytes, size_of
 from iris.errors import SettingError
@@ -88,12 +89,12 @@ def clear(choice: Settings, console: Console) -> int:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right")
+    total = 0
     for path, size in found:
-        table.add_row(str(path.relative_to(choice.runs)), megabytes(size))
-        if choice.delete:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        gone = not choice.delete or _delete(path, choice.runs)
+        table.add_row(str(path.relative_to(choice.runs)), megabytes(size) if gone else "left: it is in use")
+        total += size if gone else 0
     console.print(table, highlight=False)
-    total = sum(size for _, size in found)
     word = "deleted" if choice.delete else "would be deleted (add delete=true)"
     console.print(
         f"{len(found)} of {choice.what}, {megabytes(total)} {word}; {choice.runs} holds "
@@ -101,6 +102,22 @@ def clear(choice: Settings, console: Console) -> int:
         highlight=False,
     )
     return total
+
+
+def _delete(path: Path, runs: Path) -> bool:
+    """Delete a trial, a stage or something of one, unless a process has begun to work there since it was listed."""
+    kind, *below = path.relative_to(runs).parts
+    place = runs / kind / below[0]
+    with contextlib.ExitStack() as held:
+        for name in LOCKS if kind in ("trials", "stages") else ():
+            if path != place and not (place / name).exists():
+                continue  # nobody ever held it, and the place stays
+            lock = try_lock(place / name)
+            if lock is None:
+                return False
+            held.enter_context(lock)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return True
 
 
 def candidates(choice: Settings) -> Iterator[Path]:
@@ -121,7 +138,9 @@ def candidates(choice: Settings) -> Iterator[Path]:
 
 
 def _unused(choice: Settings) -> Iterator[Path]:
-    """Stages that nobody names, and what workers left."""
+    """Stages that nobody names, and what workers left; nothing while a stage is made, which may need any of them."""
+    if any(state_of(place).state == "running" for place in (choice.runs / "stages").glob("*")):
+        return
     lists = [read_json(place / "stages.json") for place in (choice.runs / "trials").glob("*") if place.is_dir()]
     needed = {key for listed in lists for key in listed or []} | _planned(choice.runs)
     told = all(listed is not None for listed in lists)  # a trial that does not say what it needs may need any

@@ -176,6 +176,33 @@ def test_gc_leaves_what_is_at_work(runs):
         assert candidates(runs, what) == {str(place.relative_to(runs))}
 
 
+def test_gc_takes_nothing_unused_while_a_stage_is_made(runs):
+    """A training started by hand builds on stages that no trial names."""
+    write_stage(runs, "text-4567")
+    (runs / "stages" / "text-4567" / "result.json").unlink()
+    with try_lock(runs / "stages" / "text-4567" / "lock"):
+        assert candidates(runs, "what=unused") == set()
+    assert candidates(runs, "what=unused") == {"stages/latent-old"}
+
+
+def test_gc_deletes_under_the_lock(runs, monkeypatch, capsys):
+    """What a process took since it was listed stays."""
+    place = runs / "stages" / "latent-old"
+    listed = gc.candidates
+
+    def slow(choice):
+        yield from list(listed(choice))
+        held.append(try_lock(place / "lock"))
+
+    held = []
+    monkeypatch.setattr(gc, "candidates", slow)
+    assert main(["gc", "what=unused", "delete=true", f"runs_dir={runs}"]) == 0
+    assert place.is_dir() and "left: it is in use" in capsys.readouterr().out
+    held[0].close()
+    monkeypatch.setattr(gc, "candidates", listed)
+    assert main(["gc", "what=unused", "delete=true", f"runs_dir={runs}"]) == 0 and not place.exists()
+
+
 @pytest.mark.parametrize(
     ("word", "part"),
     [
