@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +63,8 @@ class ArmSpeed:
         else:
             self.watch.note(f"measuring speed and memory of {len(networks)} models, interleaved, one thread each")
             measured = self._result(list(networks.values())).get("speed", {})
-        contended = {reason for value in measured.values() for reason in value["contended"].split("; ") if reason}
-        if contended:
-            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(sorted(contended))}.")
+        if reasons := _worst(reason for value in measured.values() for reason in value["contended"].split("; ")):
+            self.notes.append(f"The machine was not quiet while speed was measured: {'; '.join(reasons)}.")
         return {
             arm: {name: value for name, value in measured[network].items() if name != "contended"}
             for arm, network in arms.items()
@@ -131,3 +131,13 @@ class ArmSpeed:
         result = read_json(Path(job.folder) / RESULT) or {}
         self._say_where(result)
         return result
+
+
+def _worst(reasons: Iterable[str]) -> list[str]:
+    """Of reasons that differ in their numbers alone the one whose first number is largest."""
+    found = {re.sub(r"[\d.]+", "", text): text for text in sorted(filter(None, reasons), key=_first_number)}
+    return sorted(found.values())
+
+
+def _first_number(text: str) -> float:
+    return float(next(iter(re.findall(r"\d+(?:\.\d+)?", text)), 0))

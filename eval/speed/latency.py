@@ -33,7 +33,8 @@ class LatencyResult:
     """One image's time over the measured rounds.
 
     ``ratio_to_first`` is the median over rounds of this model's time over the first model's in the same round, with its
-    quartiles and, where there are rounds enough for one, its 99 % interval. ``contended`` tells that the figures should not be quoted, ``reasons`` why; ratios suffer less.
+    quartiles and, where there are rounds enough for one, its 99 % interval. ``contended`` tells that the figures should not
+    be quoted, ``reasons`` why; ratios suffer less.
     """
 
     median_ms: float
