@@ -72,3 +72,4 @@ class GridOutcome:
     hardware: dict[str, Any]  # {"cpu": …, "cores": …, "threads": …, "memory_gb": …, "device": …, "torch": …}
     notes: list[str] = field(default_factory=list)  # warnings that belong in the report
     wall_seconds: float = 0.0
+    registration: dict[str, Any] | None = None  # see ablations.question.registration.register; None: there is none

@@ -115,6 +115,7 @@ class Settings(TrialSettings):
     )
     runs_dir: str = setting("runs", "stages, trials, logs")
     reports_dir: str = setting("reports", "a folder a grid")
+    reason: str | None = setting(None, "why this run departs from what was registered", result=False)
     dry_run: bool = setting(False, "print the plan and its cost, train nothing")
     action: str = setting(
         "run",

@@ -59,6 +59,7 @@ class Page:
     notes: list[str]
     command: str
     next_command: str  # "" when seeds are enough
+    registration: str  # when the question was written down, or that it was not
     neighbours: list[Neighbour]  # other reports of this grid
 
 
@@ -125,6 +126,8 @@ def verdict_facts(outcome: GridOutcome, page: dict[str, Any]) -> dict[str, Any]:
         "sureness": verdict.sureness,
         "reading": verdict.reading,
         "answers": verdict.answers,
+        "registration": page["registration"],
+        "departures": [entry["what"] for entry in (outcome.registration or {}).get("departures", [])],
         "arms": {arm: _arm_facts(analysis, arm) for arm in analysis.arms},
         "seeds": sorted({record.seed for record in outcome.records}),
         "judge": {name: outcome.judge.get(name) for name in ("name", "sha256")},
@@ -167,8 +170,24 @@ def _page_without_figures(outcome: GridOutcome) -> dict[str, Any]:
         "changes": [c for c in changes if c[1]],
         "notes": [tidy_paths(note) for note in outcome.notes],
         "command": command,
+        "registration": registration_words(outcome),
         "next_command": more_seeds(command) if verdict.word == stats.NOT_ENOUGH_SEEDS else "",
     }
+
+
+def registration_words(outcome: GridOutcome) -> str:
+    """When the question was written down, with its hash; exploratory where trials were finished before."""
+    known = outcome.registration
+    if known is None:
+        return "Exploratory: the question was not registered before its trials."
+    hashed = f"{known['when'][:16]}, sha256 {known['sha256'][:16]}"
+    text = f"Registered {hashed}, before the first trial."
+    if known["finished"]:
+        done = f"{known['finished']} of {known['trials']} trials were finished"
+        text = f"Exploratory: {done} when the question was registered, {hashed}."
+    if known["earlier"]:
+        text += f" Before it the grid was registered {known['earlier']} times with other settings."
+    return text
 
 
 def more_seeds(command: str) -> str:

@@ -15,7 +15,7 @@ from iris.io.hashing import digest
 VERDICT = "verdict.json"
 LONGEST = 80  # characters of a folder's name
 # What of a command line changes nothing about the question: how many seeds, where and how it is run.
-HOW = ("seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "compute")
+HOW = ("seeds", "launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "reason", "compute")
 
 
 def report_folder(reports: Path, grid: str, words: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CANCELLED = ".cancelled"  # suffix of a file beside the record: whoever follows the grid is to stop
 # Settings that change nothing about which trials a grid has.
-HOW = ("launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track")
+HOW = ("launcher", "threads", "runs_dir", "reports_dir", "dry_run", "action", "track", "reason")
 
 
 @dataclass(frozen=True)

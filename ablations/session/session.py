@@ -15,6 +15,7 @@ from ablations.launch.trial_state import state_of
 from ablations.question.axes import values_by_setting
 from ablations.question.grid import expectations
 from ablations.question.plan import Plan, Trial
+from ablations.question.registration import question_of, register, registered
 from ablations.question.settings import Settings
 from ablations.report.places import VERDICT
 from ablations.report.process import write_report_apart
@@ -75,6 +76,7 @@ class Session:
         if not self.reads_only:
             self._cancelled.unlink(missing_ok=True)  # what was cancelled before is not any more
             self._write_record()
+        self.registration = self._registered()
 
     def run(self) -> tuple[GridOutcome, Path, list[str]]:
         """Everything; returns the outcome, the report's path, and what MLflow could not take.
@@ -106,6 +108,13 @@ class Session:
         verdict = read_json(report.parent / VERDICT) or {}
         problems = tracker.finish(outcome, report.parent, "FAILED" if failed else "FINISHED", verdict["verdict"])
         return outcome, report, problems
+
+    def _registered(self) -> dict[str, Any] | None:
+        """The question, written down before a trial begins; a report alone only looks whether it was."""
+        question = question_of(self.settings, self.plan, commit())
+        if self.reads_only:
+            return registered(question, self.plan.runs)
+        return register(question, self.plan.runs, len(self.cached), len(self.trials), self.settings.reason)
 
     def _speed(self) -> dict[str, dict[str, Any]]:
         on_cluster = self.settings.launcher.name == "slurm"
@@ -268,4 +277,5 @@ class Session:
             hardware=hardware(self.plan.threads),
             notes=[*self.notes, *notes_of(self.settings, self.plan)],
             wall_seconds=time.monotonic() - self.began,
+            registration=self.registration,
         )

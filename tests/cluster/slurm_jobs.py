@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+from iris.io.files import write_json
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 
@@ -24,7 +25,7 @@ def count_up(folder: str, plan: dict[str, Any]) -> None:
         partial = place / f".counted.{os.getpid()}"
         partial.write_text(str(number))
         partial.replace(counted)
-    (place / "result.json").write_text(json.dumps({"counted": number}))
+    write_json(place / "result.json", {"counted": number})
 
 
 def say(folder: str, plan: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ def say(folder: str, plan: dict[str, Any]) -> None:
         "SLURM_NTASKS",
         "IRIS_WRAPPED",
     )
-    (Path(folder) / "result.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+    write_json(Path(folder) / "result.json", {name: os.environ.get(name) for name in names})
 
 
 def nothing(folder: str, plan: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
+
+from iris.io.files import write_json
 
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "IRIS_TEST_SETUP")
 
@@ -19,7 +20,7 @@ def finish(folder: str, plan: dict[str, Any]) -> None:
     time.sleep(plan.get("seconds", 0))
     environment = {name: os.environ.get(name) for name in ENVIRONMENT}
     result = {"start": start, "end": time.time(), "pid": os.getpid(), "environment": environment, "plan": plan}
-    (place / "result.json").write_text(json.dumps(result))
+    write_json(place / "result.json", result)
 
 
 def count(folder: str, plan: dict[str, Any]) -> None:
@@ -31,7 +32,7 @@ def count(folder: str, plan: dict[str, Any]) -> None:
             marks.write(f"{os.getpid()} {time.time()}\n")
         if name == "began":
             time.sleep(plan.get("seconds", 0))
-    (place / "result.json").write_text("{}")
+    write_json(place / "result.json", {})
 
 
 def fail_and_say_why(folder: str, plan: dict[str, Any]) -> None:
@@ -41,7 +42,7 @@ def fail_and_say_why(folder: str, plan: dict[str, Any]) -> None:
     with open(place / "calls", "a") as calls:
         calls.write("called\n")
     error = {"cause": "nan", "kind": "NonFiniteLoss", "message": "step 3: loss nan", "traceback": "…"}
-    (place / "error.json").write_text(json.dumps(error))
+    write_json(place / "error.json", error)
     raise ValueError("step 3: loss nan")
 
 

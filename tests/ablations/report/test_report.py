@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -84,6 +85,23 @@ def test_page_stands_alone(seeds_report: Path) -> None:
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
     assert all((seeds_report / link).exists() for link in page.links)
     assert str(Path.cwd()) not in html and str(seeds_report) not in html
+
+
+def test_a_report_says_when_its_question_was_registered_and_what_departed(tmp_path):
+    outcome = build_outcome(tmp_path, steps=50)
+    assert "Exploratory: the question was not registered" in write_report(outcome, tmp_path / "none").read_text()
+    known = {"sha256": "ab" * 32, "when": "2026-12-01T10:00:00+00:00", "finished": 0, "trials": 5, "earlier": 2}
+    departure = {"what": "arms left out: <spatial>", "reason": "it took too long", "when": "2026-12-02T10:00:00+00:00"}
+    for finished, words in (
+        (0, "Registered 2026-12-01T10:00, sha256 abababababababab, before"),
+        (3, "Exploratory: 3 of 5 trials"),
+    ):
+        given = replace(outcome, registration=known | {"finished": finished, "departures": [departure]})
+        page = write_report(given, tmp_path / str(finished))
+        for text in (Page(page.read_text()).text, page.with_name("report.md").read_text()):
+            assert words in text and "registered 2 times with other settings" in text
+            assert "arms left out: <spatial> (2026-12-02): it took too long" in text
+        assert json.loads(page.with_name("verdict.json").read_text())["departures"] == [departure["what"]]
 
 
 def test_verdict_json_says_what_the_page_does(seeds_report: Path) -> None:

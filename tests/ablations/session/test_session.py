@@ -77,6 +77,17 @@ def test_a_grid_leaves_a_record_before_anything_runs_and_a_report_leaves_none(tm
     assert session(other, "action=report").reads_only and not other.exists()
 
 
+def test_the_question_is_registered_before_anything_runs_and_never_by_a_report(tmp_path):
+    assert session(tmp_path, "action=report").registration is None
+    run = session(tmp_path)
+    assert run.registration["finished"] == 0 and run.registration["question"]["seeds"] == run.settings.seeds
+    finish(run.plan)
+    again = session(tmp_path, "seeds=[0]", "reason=too slow")
+    (departure,) = again.registration["departures"]
+    assert again.registration["when"] == run.registration["when"] and departure["reason"] == "too slow"
+    assert again.outcome([]).registration == again.registration
+
+
 def test_many_trials_that_were_finished_before_are_told_of_in_one_line(tmp_path):
     for seeds, lines in (("[0,1]", 10), ("[0,1,2,3,4]", 1)):
         finish(session(tmp_path, f"seeds={seeds}").plan)
