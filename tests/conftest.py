@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 # One thread a process, as there is a process a core; before torch is imported, also in what the tests start.
 for _name, _value in (
@@ -13,6 +14,10 @@ for _name, _value in (
     ("HF_HUB_OFFLINE", "1"),
 ):
     os.environ.setdefault(_name, _value)
+
+# Tests are rewritten and start hundreds of processes: what is compiled is kept, also where the environment says otherwise.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
