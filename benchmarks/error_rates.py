@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats as distributions
 
-from ablations.answer.intervals import LEVEL, Design, widths
+from ablations.answer.intervals import LEVEL, Design, level_of, widths
 from ablations.answer.stats import BLOCK_LEVEL, OWN_MEAN, seed_blocks
 
 OUT = Path("benchmarks/error_rates.md")
 SEEDS, ARMS = (2, 3, 5, 10), (2, 5, 40)
+LOOKS = (3, 5, 10)
 Grids = np.ndarray  # [R, A, S]
 
 
@@ -88,16 +89,16 @@ class Rates:
     means: float  # of the arms' own intervals that hold the arm's mean
 
 
-def decided(tables: Grids) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decided(tables: Grids, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Differences, half widths [R, A - 1], and the estimated noise [R], as ``ablations.answer.stats`` finds them."""
     counts = tuple(int(n) for n in np.isfinite(tables[0]).sum(1))
     shapes = (counts[0], *sorted(counts[1:]))
-    plain = widths(tables, False)
-    half, noise = plain.half(Design(shapes).critical), plain.noise
+    plain = widths(tables, False, level)
+    half, noise = plain.half(Design(shapes, False, level).critical), plain.noise
     if len(set(counts)) == 1:
-        paired = widths(tables, True)
+        paired = widths(tables, True, level)
         use = seed_blocks(tables)[1] < BLOCK_LEVEL
-        half = np.where(use[:, None], paired.half(Design(shapes, True).critical), half)
+        half = np.where(use[:, None], paired.half(Design(shapes, True, level).critical), half)
         noise = np.where(use, paired.noise, noise)
     return plain.difference, half, noise
 
@@ -120,6 +121,16 @@ def rates(case: str, arms: int, seeds: int, grids: int) -> Rates:
     difference, half, _ = decided(tables)
     held = _means_held(tables) if "seed effect" not in case else float("nan")
     return Rates(100 * float((np.abs(difference) > half).any(1).mean()), held)
+
+
+def three_looks(arms: int, grids: int) -> float:
+    """False alarms when 3 seeds are looked at, then 5, then 10, until one look shows a difference; per cent."""
+    tables = _noise((grids, arms, max(LOOKS)), np.random.default_rng([arms, 7]))
+    alarm = np.zeros(grids, bool)
+    for look, seeds in enumerate(LOOKS, 1):
+        difference, half, _ = decided(tables[:, :, :seeds], level_of(look))
+        alarm |= (np.abs(difference) > half).any(1)
+    return 100 * float(alarm.mean())
 
 
 def power_at_the_gap(arms: int, seeds: int, grids: int) -> float:
@@ -151,11 +162,13 @@ def table(grids: int) -> list[str]:
         if found[0].means == found[0].means:
             held.append(f"| {case} | " + " | ".join(f"{one.means:.1f}" for one in found) + " |")
     power = [f"{power_at_the_gap(arms, seeds, grids):.0f}" for arms, seeds in sizes]
+    looked = [f"{three_looks(arms, grids):.1f} of {arms} arms" for arms in ARMS]
     price = [f"{cost(arms, seeds, grids):.2f}" for arms, seeds in sizes]
     gaps = [f"{Design((seeds,) * arms).gap:.1f}" for arms, seeds in sizes]
     return [
         "## False alarms: grids of equal arms in which an interval leaves out zero, per cent",
         *lines,
+        f"Looks at 3, 5 and 10 seeds, each at its own level: {', '.join(looked)}.",
         "## An arm's own interval holds its mean, per cent",
         *held,
         "## What it costs",

@@ -53,13 +53,19 @@ class Widths:
         return np.maximum(critical * self.error, self.least)
 
 
-def widths(tables: np.ndarray, paired: bool) -> Widths:
+def level_of(look: int) -> float:
+    """Of all comparisons together at the k-th look at growing data: 5 %, 1.25 %, 0.56 %, which makes 6.5 % in all."""
+    return LEVEL / look**2
+
+
+def widths(tables: np.ndarray, paired: bool, level: float = LEVEL) -> Widths:
     """What intervals are made of.
 
     Args:
         tables: values [R, A, S] in working units, the baseline first; NaN where there is no trial, at the same places in
             all grids. Each arm has two values at least.
         paired: whether an effect of the seed that all arms share is taken out; every arm then has all seeds.
+        level: at which all intervals of a grid miss together.
     """
     there = np.isfinite(tables[0])
     count = there.sum(-1)
@@ -67,26 +73,29 @@ def widths(tables: np.ndarray, paired: bool) -> Widths:
     centred = np.where(there, tables - mean[..., None], 0.0)
     difference = mean[:, 1:] - mean[:, :1]
     if paired:
-        noise, df, own, alone = _paired(tables, centred)
+        noise, df, own, alone = _paired(tables, centred, level / LEVEL)
     else:
-        noise, df, own, alone = _unpaired(centred, count)
+        noise, df, own, alone = _unpaired(centred, count, level / LEVEL)
     error = noise[:, None] * np.sqrt(1 / count[1:] + 1 / count[0])
     least = own if len(count) == 2 else np.maximum(own, alone[:, None])  # of two arms both say the same
     return Widths(difference, noise, df, error, least)
 
 
-def _paired(tables: np.ndarray, centred: np.ndarray) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+def _paired(tables: np.ndarray, centred: np.ndarray, stricter: float) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
     _, arms, seeds = tables.shape
     df = (arms - 1) * (seeds - 1)
     residual = centred - centred.mean(1, keepdims=True)
     noise = np.sqrt((residual**2).sum((1, 2)) / df)
     own = (tables[:, 1:] - tables[:, :1]).var(-1, ddof=1) / seeds
     alone = (tables[:, 0] - tables[:, 1:].mean(1)).var(-1, ddof=1) / seeds
-    quantile, baseline = _quantile(OWN, seeds - 1), _quantile(baseline_level(arms, seeds), seeds - 1)
+    quantile = _quantile(stricter * OWN, seeds - 1)
+    baseline = _quantile(stricter * baseline_level(arms, seeds), seeds - 1)
     return noise, df, quantile * np.sqrt(own), baseline * np.sqrt(alone)
 
 
-def _unpaired(centred: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+def _unpaired(
+    centred: np.ndarray, count: np.ndarray, stricter: float
+) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
     squares = (centred**2).sum(-1)
     df = int((count - 1).sum())
     noise = np.sqrt(squares.sum(-1) / df)
@@ -94,8 +103,8 @@ def _unpaired(centred: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, int, 
     ours, base = parts[:, 1:], parts[:, :1]
     with np.errstate(invalid="ignore"):  # no spread at all
         degrees = (ours + base) ** 2 / (ours**2 / (count[1:] - 1) + base**2 / (count[0] - 1))
-    own = stats.t.ppf(1 - OWN / 2, np.nan_to_num(degrees, nan=1.0)) * np.sqrt(ours + base)
-    level = baseline_level(len(count), int(count[0]))
+    own = stats.t.ppf(1 - stricter * OWN / 2, np.nan_to_num(degrees, nan=1.0)) * np.sqrt(ours + base)
+    level = stricter * baseline_level(len(count), int(count[0]))
     return noise, df, own, _quantile(level, int(count[0]) - 1) * np.sqrt(base[:, 0])
 
 
@@ -110,10 +119,11 @@ def baseline_level(arms: int, seeds: int) -> float:
 
 @dataclass(frozen=True)
 class Design:
-    """How many seeds each arm has, the baseline first, and whether they are paired."""
+    """How many seeds each arm has, the baseline first, whether they are paired, and the level of all intervals together."""
 
     seeds: tuple[int, ...]
     paired: bool = False
+    level: float = LEVEL
 
     @property
     def critical(self) -> float:
@@ -136,7 +146,7 @@ def _null(design: Design) -> Widths:
     draws = min(DRAWS, max(LEAST_DRAWS, NUMBERS // (arms * seeds)))
     tables = np.random.default_rng(0).standard_normal((draws, arms, seeds))
     tables[:, np.arange(seeds) >= np.array(design.seeds)[:, None]] = np.nan
-    return widths(tables, design.paired)
+    return widths(tables, design.paired, design.level)
 
 
 @cache
@@ -144,8 +154,8 @@ def _critical(design: Design) -> float:
     null = _null(design)
     size = np.abs(null.difference)
     ratio = size / null.error
-    dunnett = np.quantile(ratio.max(1), 1 - LEVEL)
-    found = np.quantile(np.where(size > null.least, ratio, 0.0).max(1), 1 - LEVEL)
+    dunnett = np.quantile(ratio.max(1), 1 - design.level)
+    found = np.quantile(np.where(size > null.least, ratio, 0.0).max(1), 1 - design.level)
     return float(max(found, FLOOR * dunnett))
 
 

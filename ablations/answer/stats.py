@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from ablations.answer.intervals import LEVEL, Design, noise_range, widths
+from ablations.answer.intervals import LEVEL, Design, level_of, noise_range, widths
 
 BETTER, WORSE, EQUIVALENT, WITHIN_NOISE = "better", "worse", "equivalent", "within noise"
 NOT_BETTER, NOT_WORSE = "not better", "not worse"
@@ -104,6 +104,7 @@ class Analysis:
     arms: dict[str, ArmSummary]
     comparisons: dict[str, Comparison]  # without the baseline
     failed: frozenset[str] = field(default_factory=frozenset)
+    look: int = 1  # how often the data were looked at while seeds were added
 
     @property
     def seeds(self) -> int:
@@ -244,13 +245,13 @@ def _undecided(
 
 
 def _family(
-    table: np.ndarray, arms: list[str], noise: Noise, margin: float, better: str, log: bool
+    table: np.ndarray, arms: list[str], noise: Noise, margin: float, better: str, log: bool, level: float
 ) -> list[Comparison]:
-    """Arms that have two seeds or more against a baseline that has, all intervals together at 95 %."""
+    """Arms that have two seeds or more against a baseline that has, all intervals together at ``level``."""
     paired = noise.method == "paired"
-    found = widths(table[None], paired)
+    found = widths(table[None], paired, level)
     counts = tuple(int(n) for n in np.isfinite(table).sum(1))
-    half = found.half(Design((counts[0], *sorted(counts[1:])), paired).critical)[0]
+    half = found.half(Design((counts[0], *sorted(counts[1:])), paired, level).critical)[0]
     show = math.expm1 if log else float
     comparisons = []
     for i, arm in enumerate(arms[1:]):
@@ -266,14 +267,14 @@ def _family(
                 show(shift + width),
                 noise.method,
                 min(counts[0], counts[1 + i]),
-                Design(first, paired).gap,
+                Design(first, paired, level).gap,
             )
         )
     return comparisons
 
 
 def _decide(
-    working: Values, baseline: str, margin: float, better: str, log: bool
+    working: Values, baseline: str, margin: float, better: str, log: bool, level: float
 ) -> tuple[Noise, dict[str, Comparison]]:
     """The seed noise of all arms with two seeds or more, and their comparisons if the baseline is one of them."""
     family = sorted((arm for arm in working if len(working[arm]) >= 2), key=lambda arm: arm != baseline)
@@ -283,7 +284,7 @@ def _decide(
     noise = measure_noise(table, complete)
     if family[0] != baseline or len(family) == 1:
         return noise, {}
-    return noise, {c.arm: c for c in _family(table, family, noise, margin, better, log)}
+    return noise, {c.arm: c for c in _family(table, family, noise, margin, better, log, level)}
 
 
 def analyse_measured(
@@ -344,12 +345,14 @@ def analyse(
     errors: Mapping[str, Mapping[int, float]] | None = None,
     failed: Collection[str] = (),
     scale: str | None = None,
+    look: int = 1,
 ) -> Analysis:
     """Compares every arm with the baseline.
 
     ``values``: arm -> seed -> value (missing or not finite: left out); ``errors``: the same shape, the sampling
     standard error of each value; ``failed``: arms of which no trial finished; ``practical``: the difference that
-    matters, as a fraction of the baseline. Intervals are two-sided and hold together in 95 % of grids.
+    matters, as a fraction of the baseline; ``look``: how often the data were looked at, this time included, while seeds were
+    added. Intervals are two-sided and hold together in 95 % of grids, at a further look in more (``level_of``).
     Raises ValueError for an unknown direction or scale, a negative ``practical`` and a baseline that is no arm.
     """
     _check(values, baseline, better, practical, scale)
@@ -361,7 +364,8 @@ def analyse(
     working = {arm: {s: math.log(v) if log else v for s, v in seeds.items()} for arm, seeds in clean.items()}
     centre = abs(float(np.mean(list(clean[baseline].values())))) if clean[baseline] else 0.0
     margin = practical if log else practical * centre
-    noise, found = _decide(working, baseline, math.log1p(margin) if log else margin, better, log)
+    beyond = math.log1p(margin) if log else margin
+    noise, found = _decide(working, baseline, beyond, better, log, level_of(look))
     errors = errors or {}
     sampling = {arm: _sampling_error(clean[arm], errors.get(arm, {}), log) for arm in values}
     count = max(1, sum(bool(clean[arm]) for arm in values) - 1)
@@ -377,4 +381,4 @@ def analyse(
             comparisons[arm] = _undecided(arm, working, baseline, sampling, count, noise, log)
     arms = {arm: _summary(arm, clean[arm], errors.get(arm, {}), noise, log) for arm in values}
     kind = "log" if log else "linear"
-    return Analysis(metric, baseline, better, kind, margin, noise, arms, comparisons, frozenset(failed))
+    return Analysis(metric, baseline, better, kind, margin, noise, arms, comparisons, frozenset(failed), look)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.answer import stats
-from ablations.answer.intervals import seeds_needed
+from ablations.answer.intervals import level_of, seeds_needed
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.question.decide import EXPECTATIONS, SPEED, fraction
+from ablations.question.registration import SEEDS_ADDED
 
 SUPPORTED, REFUTED, WITHIN_NOISE = "supported", "refuted", "within noise"
 NOT_ENOUGH_SEEDS, NOT_COMPARABLE = "not enough seeds", "not comparable"
@@ -99,7 +100,16 @@ def analyse_outcome(outcome: GridOutcome, metric: str | None = None) -> Analysis
             for arm, trials in done.items()
         },
         failed=[arm for arm, trials in done.items() if not trials],
+        look=looks(outcome.registration),
     )
+
+
+def looks(registration: Mapping[str, Any] | None) -> int:
+    """How often a question's data were looked at while seeds were added, by its registration; one seed shows nothing."""
+    if registration is None:
+        return 1
+    added = sum(entry["what"].startswith(SEEDS_ADDED) for entry in registration["departures"])
+    return max(1, added + (len(registration["question"]["seeds"]) >= 2))
 
 
 def _measured(done: dict[str, list[TrialRecord]], outcome: GridOutcome, name: str, better: str) -> Analysis:
@@ -237,6 +247,11 @@ def _sureness(outcome: GridOutcome, analysis: Analysis) -> str:
     known = " to ".join(f"{100 * sd / size:.2g}" for sd in noise.range)
     text = f"{analysis.seeds} seeds an arm; retraining moves {metric_label(analysis.metric)} by "
     text += f"{100 * noise.sd / size:.2g}% ({spread}; by so few trials it is known as {known}%)"
+    if analysis.look > 1:
+        text += (
+            f". Seeds were added after a look: at look {analysis.look} all intervals together are at "
+            f"{100 * (1 - level_of(analysis.look)):.4g}%"
+        )
     gap = analysis.detectable()
     if gap is None:
         return f"{text}."

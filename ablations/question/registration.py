@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ablations.question.settings import Settings
 
 FOLDER = "registrations"
+SEEDS_ADDED = "seeds added: "
 WORDS = {"question": "the question", "claim": "the claim", "baseline": "the baseline", "match": "grid.match"}
 
 
@@ -116,7 +117,8 @@ def _of_arms(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_seeds(was: list[int], now: list[int]) -> Iterator[str]:
     if added := [seed for seed in now if seed not in was]:
-        yield f"seeds added: {', '.join(map(str, added))}, which is a further look at the data"
+        after = "" if len(was) < 2 else ", a further look at the data"
+        yield f"{SEEDS_ADDED}{', '.join(map(str, added))}{after}"
     if dropped := [seed for seed in was if seed not in now]:
         yield f"seeds left out: {', '.join(map(str, dropped))}"
 

@@ -109,7 +109,7 @@ class Settings(TrialSettings):
     grid: Grid
     launcher: Launcher
     track: Track
-    seeds: list = setting([0], "a verdict needs at least 2 (3 or more to see gaps of 4 %)")
+    seeds: list = setting([0], "a verdict needs at least 2; up to 4 decide large gaps alone")
     threads: int | None = setting(
         None, "processor threads a trial; null: all cores / launcher.workers; on Slurm 4", low=1
     )

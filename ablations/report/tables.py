@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablations.answer import stats
+from ablations.answer.intervals import level_of
 from ablations.answer.records import GridOutcome, TrialRecord
 from ablations.answer.stats import Analysis
 from ablations.answer.verdict import analyse_outcome, arms_of, baseline_of, metric_label
@@ -157,10 +158,12 @@ def _key_foot(outcome: GridOutcome, analysis: Analysis) -> list[str]:
     else:
         foot = [
             "Means over seeds; ± is half of a 95% interval that includes seed noise. ▲ better, ▼ worse than the "
-            f"baseline by more than the margin of {100 * margin:.3g}%, for sure (all arms of a column together at 95%)."
+            f"baseline by more than the margin of {100 * margin:.3g}%, for sure (all arms of a column together at "
+            f"{100 * (1 - level_of(analysis.look)):.4g}%)."
         ]
     if any(len(a.values) for a in analysis.arms.values()):
-        kind = {"none": "sampling-only 95%", "rounds": "99%"}.get(analysis.noise.method, "95%")
+        together = f"{100 * (1 - level_of(analysis.look)):.4g}%"
+        kind = {"none": "sampling-only 95%", "rounds": "99%"}.get(analysis.noise.method, together)
         foot.append(
             f"With each verdict: the observed difference in {metric_label(analysis.metric)} and its {kind} interval."
         )

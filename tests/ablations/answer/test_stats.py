@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,35 @@ def test_false_alarms_are_rare_whatever_the_noise(case: str, arms: int, seeds: i
     assert found <= 6.5 + 0.7
     if case == "equal noise":
         assert found >= 3.5 - 0.7
+
+
+def registered(seeds: list[int], *added: str) -> dict:
+    departures = [{"what": f"seeds added: {more}", "reason": "", "when": ""} for more in added]
+    return {"question": {"seeds": seeds}, "departures": departures}
+
+
+def test_seeds_that_are_added_are_further_looks_at_a_stricter_level() -> None:
+    assert verdict.looks(None) == verdict.looks(registered([0])) == verdict.looks(registered([0], "1, 2")) == 1
+    assert verdict.looks(registered([0, 1, 2], "3, 4", "3, 4, 5")) == 3
+    values = {arm: {s: 40 * (1 + 0.01 * ((s * 7 + len(arm)) % 5)) for s in range(5)} for arm in ("base", "a", "bb")}
+    once, again = (outcome(values) for _ in range(2))
+    again = replace(again, registration=registered([0, 1, 2], "3, 4"))
+    first, second = verdict.analyse_outcome(once), verdict.analyse_outcome(again)
+    assert second.look == 2 and second.detectable() > first.detectable()
+    for arm in ("a", "bb"):
+        assert (
+            second.comparisons[arm].high - second.comparisons[arm].low
+            > first.comparisons[arm].high - first.comparisons[arm].low
+        )
+    said = verdict.judge_outcome(again).sureness
+    assert (
+        "at look 2 all intervals together are at 98.75%" in said and "look" not in verdict.judge_outcome(once).sureness
+    )
+
+
+def test_three_looks_give_few_false_alarms() -> None:
+    """Looks at 3, 5 and 10 seeds, stopping at the first that shows a difference: 10 % at one level, 6.5 % here."""
+    assert error_rates.three_looks(5, 4000) <= 6.5 + 0.7
 
 
 @pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (5, 2), (5, 3), (5, 10)])

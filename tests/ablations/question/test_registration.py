@@ -42,7 +42,7 @@ def test_a_report_alone_registers_nothing(asked, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seeds": [0, 1, 5]}, "seeds added: 5, which is a further look"),
+        ({"seeds": [0, 1, 5]}, "seeds added: 5, a further look at the data"),
         ({"seeds": [0, 1]}, "seeds left out: 2"),
         ({"claim": "the contrary"}, "the claim: .* was registered, 'the contrary' is used"),
         ({"decide": {"metric": "kid"}}, "decide.metric: fid was registered, kid is used"),

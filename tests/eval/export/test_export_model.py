@@ -84,6 +84,7 @@ def test_a_damaged_part_is_written_again(copy, written):
     assert written == ["decoder"] and ExportedPipeline(folder).about["parts"].keys() == set(PARTS)
 
 
+@pytest.mark.long
 def test_a_killed_export_is_not_whole_and_goes_on(tmp_path, monkeypatch):
     pipeline, write = small_pipeline(mixer="identity", iterations=1), writer.write_part
 

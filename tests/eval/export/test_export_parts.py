@@ -132,6 +132,7 @@ def test_outside_the_context_the_default_form_is_back():
     assert scan._form == "chunked"
 
 
+@pytest.mark.long
 def test_a_looped_generator_shares_weights_and_result():
     part = parts_of(small_pipeline(iterations=3))["generator"]
     loop = looped(part)

@@ -93,6 +93,7 @@ def test_a_size_that_would_take_too_long_is_skipped_and_the_larger_ones_with_it(
     assert "skipped" in growth_table(curves, "slow", since=64)[2]
 
 
+@pytest.mark.long
 def test_mixers_are_measured_by_tokens():
     given = {"dim": 16, "heads": 2, "sides": [2, 4]}
     curves = measure_growth(

@@ -40,6 +40,7 @@ def iris(tmp_path_factory):
     return Loader("eval.models.loading:load_for_measuring", {"folder": str(folder), "steps": 2})
 
 
+@pytest.mark.long
 def test_a_models_parts_are_timed_beside_the_whole(iris):
     results = measure_parts(iris, batches=(1, 3), rounds=2, warmup=0)
     assert list(results) == [1, 3]
@@ -88,6 +89,7 @@ def test_a_part_can_be_asked_for_by_name_only():
         measure_parts(Loader("measured_models:sleeping", {"ms": 1, "name": "a", "log": "/dev/null"}))
 
 
+@pytest.mark.long
 def test_memory_of_each_part_is_the_formulas():
     parts = measure_memory_by_part(PARTED)
     assert list(parts) == ["whole", "fill", "rest"]
@@ -101,6 +103,7 @@ def test_memory_of_each_part_is_the_formulas():
         measure_memory_by_part(PARTED, parts=["encoder"])
 
 
+@pytest.mark.long
 def test_a_generator_and_a_decoder_take_what_their_architecture_predicts(iris):
     parts = measure_memory_by_part(iris.given(batch=2), parts=["generator", "decoder"])
     for name in ("generator", "decoder"):
@@ -109,6 +112,7 @@ def test_a_generator_and_a_decoder_take_what_their_architecture_predicts(iris):
     assert sum(alone) < whole.weights_mb and parts["generator"].weights_ratio > 0
 
 
+@pytest.mark.long
 def test_what_a_loader_imports_counts_as_the_runtimes():
     memory = measure_memory(Loader("measured_models:importing", 80))
     plain = measure_memory(Loader("measured_models:importing", 0))

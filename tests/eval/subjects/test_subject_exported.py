@@ -62,6 +62,7 @@ def test_arms_of_a_runtime_are_paired(small, runtime, sample):
     assert (exported.kind, exported.size, exported.facts()["nfe"]) == ("exported", plain.size, plain.facts()["nfe"])
 
 
+@pytest.mark.long
 def test_iterations_are_free_where_the_host_runs_the_loop(small):
     expected = opened(small / "pytorch", iterations=5).generate(CAPTIONS[:2], 0, 0).int()
     found = opened(small / "executorch", iterations=5).generate(CAPTIONS[:2], 0, 0).int()
@@ -144,6 +145,7 @@ def test_its_quality_is_that_of_the_model_itself(shipped, tmp_path, monkeypatch)
     assert any(exported.numbers[name].value != number.value for name, number in plain.numbers.items())
 
 
+@pytest.mark.long
 def test_its_speed_memory_and_caps_are_measured(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["measure=smoke", "measure.what=latency,memory,caps", "track=none", "sample.steps=1", "out=speed"]
