@@ -43,16 +43,12 @@ QUICK = (
 )
 
 
-# Where what a module's fixtures make takes seconds: such a module runs in one worker, which makes it once.
-ONCE = ("tests/ablations", "tests/e2e", "tests/eval")
-
-
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what ``-m quick`` runs, and which tests stay together."""
+    """Mark what ``-m quick`` runs; a module's tests run in one worker, which makes what its fixtures make once."""
     for item in items:
         place = item.path.relative_to(item.config.rootpath).as_posix()
-        if place.startswith(ONCE) and not item.get_closest_marker("xdist_group"):
+        if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if place.startswith(QUICK) and not any(item.get_closest_marker(name) for name in ("slow", "long")):
             item.add_marker(pytest.mark.quick)

@@ -90,7 +90,14 @@ def test_page_stands_alone(seeds_report: Path) -> None:
 def test_a_report_says_when_its_question_was_registered_and_what_departed(tmp_path):
     outcome = build_outcome(tmp_path, steps=50)
     assert "Exploratory: the question was not registered" in write_report(outcome, tmp_path / "none").read_text()
-    known = {"sha256": "ab" * 32, "when": "2026-12-01T10:00:00+00:00", "finished": 0, "trials": 5, "earlier": 2}
+    known = {
+        "question": {"seeds": [0, 1, 2]},
+        "sha256": "ab" * 32,
+        "when": "2026-12-01T10:00:00+00:00",
+        "finished": 0,
+        "trials": 5,
+        "earlier": 2,
+    }
     departure = {"what": "arms left out: <spatial>", "reason": "it took too long", "when": "2026-12-02T10:00:00+00:00"}
     for finished, words in (
         (0, "Registered 2026-12-01T10:00, sha256 abababababababab, before"),
