@@ -97,6 +97,7 @@ def test_every_cell_runs_in_order(executed):
     assert not [output for cell in executed.values() for output in cell.outputs if output.output_type == "error"]
 
 
+@pytest.mark.slow
 def test_the_figures_are_there(executed):
     assert {name for name, cell in executed.items() if pictures(cell)} == set(FIGURES)
     for name in FIGURES:
@@ -114,6 +115,7 @@ def test_a_stage_says_how_far_it_is_in_one_line(executed):
         assert re.search(rf"\] {label}: {kind}-\w+ is made in runs/stages/", said)
 
 
+@pytest.mark.long
 def test_the_stages_build_on_each_other_and_are_found_again(executed, place):
     results = {
         path.name.partition("-")[0]: json.loads((path / "result.json").read_text())
@@ -126,6 +128,7 @@ def test_the_stages_build_on_each_other_and_are_found_again(executed, place):
     assert text["built_on"]["encoded"] == student["built_on"]["encoded"]
 
 
+@pytest.mark.long
 def test_what_it_saved_loads_and_makes_images(executed, place):
     stages, pipeline = place / "runs" / "stages", place / "runs" / "iris_pipeline"
     text, distilled = (next(stages.glob(f"{stage}-*")) / "weights" for stage in ("text", "student"))

@@ -80,6 +80,7 @@ def test_a_stage_whose_server_was_down_is_sent_by_the_next_command(tmp_path, mon
     assert main([*WORDS]) == 0 and "MLflow gets what it missed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_and_one_that_is_killed_are_told_as_such(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -60,6 +60,7 @@ def test_parameters(name):
     assert count(model.latent.decoder) <= 1_500_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiny_makes_an_image_of_256_pixels(dtype):
     model = wake(iris.create_iris_tiny(), std=0.02).to(dtype)

@@ -51,6 +51,7 @@ def test_a_process_that_is_killed_is_told_of(tmp_path, monkeypatch):
         write_report_apart(build_outcome(tmp_path, steps=50), tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_what_analyses_draws_and_trains_stays_out_of_the_driver(tmp_path):
     code = f"""
 import sys

@@ -106,6 +106,7 @@ def test_a_killed_export_is_not_whole_and_goes_on(tmp_path, monkeypatch):
     assert not (tmp_path / ".partial").exists()
 
 
+@pytest.mark.long
 def test_what_depends_on_a_change_is_written_anew(copy, written):
     pipeline, folder = copy
     first = again(pipeline, folder, iterations=1)["source"]

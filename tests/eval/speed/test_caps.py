@@ -38,6 +38,7 @@ def test_a_command_under_caps(method):
     assert len(table) == 2 + len(results) and table[2].count("|") == table[0].count("|")
 
 
+@pytest.mark.slow
 def test_a_model_under_caps():
     results = caps_held(Loader("measured_models:allocating", 200), (150, 600))
     by_scope = {(one.scope, one.cap_mb): one for one in results if one.scope == "above import"}

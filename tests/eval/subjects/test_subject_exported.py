@@ -36,62 +36,81 @@ def opened(place, dtype="float32", device="cpu", **sample):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A saved pipeline, and the folder that it is exported to for each runtime, two images at a time."""
+def pytorch(tmp_path_factory):
+    """A saved pipeline."""
+    folder = tmp_path_factory.mktemp("small") / "pytorch"
+    small_pipeline(mixer="identity").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx(pytorch):
+    """The folder that it is exported to, two images at a time."""
+    pytest.importorskip("onnxruntime")
+    export_model(pytorch, pytorch.with_name("onnx"), "onnx", "fp32", batch=2)
+    return pytorch.with_name("onnx")
+
+
+@pytest.fixture(scope="module")
+def executorch(pytorch):
+    """The same for ExecuTorch."""
     if not shutil.which("c++"):
         pytest.skip("ExecuTorch's C++ runtime needs a compiler")
-    root = tmp_path_factory.mktemp("small")
-    small_pipeline(mixer="identity").save(root / "pytorch")
-    for runtime, package in (("onnx", "onnxruntime"), ("executorch", "executorch")):
-        pytest.importorskip(package)
-        export_model(root / "pytorch", root / runtime, runtime, "fp32", batch=2)
-    return root
+    pytest.importorskip("executorch")
+    export_model(pytorch, pytorch.with_name("executorch"), "executorch", "fp32", batch=2)
+    return pytorch.with_name("executorch")
+
+
+@pytest.fixture
+def exported_to(request, runtime):
+    """The folder of a runtime."""
+    return request.getfixturevalue(runtime)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("runtime", LARGEST)
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_arms_of_a_runtime_are_paired(small, runtime, sample):
+def test_arms_of_a_runtime_are_paired(pytorch, exported_to, runtime, sample):
     """Image i is PyTorch's, from wherever it is counted."""
-    plain, exported = opened(small / "pytorch", **sample), opened(small / runtime, **sample)
+    plain, exported = opened(pytorch, **sample), opened(exported_to, **sample)
     expected, found = plain.generate(CAPTIONS[:3], 5, 7).int(), exported.generate(CAPTIONS[:3], 5, 7).int()
     assert found.shape == expected.shape == (3, 16, 16, 3) and (found - expected).abs().max() <= LARGEST[runtime]
     assert torch.equal(exported.generate(CAPTIONS[1:3], 5, 8).int(), found[1:])
     assert (exported.generate(CAPTIONS[:3], 6, 7).int() - found).abs().max() > 20, "the seed must matter"
-    assert exported.sampling == plain.sampling | {"iterations": 2}
+    assert exported.sampling == plain.sampling | {"iterations": 2} and exported.fingerprint != plain.fingerprint
     assert (exported.kind, exported.size, exported.facts()["nfe"]) == ("exported", plain.size, plain.facts()["nfe"])
 
 
 @pytest.mark.long
-def test_iterations_are_free_where_the_host_runs_the_loop(small):
-    expected = opened(small / "pytorch", iterations=5).generate(CAPTIONS[:2], 0, 0).int()
-    found = opened(small / "executorch", iterations=5).generate(CAPTIONS[:2], 0, 0).int()
+def test_iterations_are_free_where_the_host_runs_the_loop(pytorch, onnx, executorch):
+    expected = opened(pytorch, iterations=5).generate(CAPTIONS[:2], 0, 0).int()
+    found = opened(executorch, iterations=5).generate(CAPTIONS[:2], 0, 0).int()
     assert (found - expected).abs().max() <= LARGEST["executorch"]
+    assert opened(executorch).fingerprint != opened(onnx).fingerprint
     with pytest.raises(SettingError, match=r"sample.iterations=5: .* exported with 2, which its onnx file fixes"):
-        opened(small / "onnx", iterations=5)
+        opened(onnx, iterations=5)
 
 
-def test_what_the_files_fix_is_refused(small):
+def test_what_the_files_fix_is_refused(onnx):
     with pytest.raises(SettingError, match="sample.height means nothing for kind=exported; its settings: sample.steps"):
-        opened(small / "onnx", height=16)
+        opened(onnx, height=16)
     with pytest.raises(SettingError, match="dtype=bfloat16: .* was exported in fp32, which its files fix"):
-        opened(small / "onnx", dtype="bfloat16")
+        opened(onnx, dtype="bfloat16")
     with pytest.raises(SettingError, match="device=cuda: .* allowed: cpu"):
-        opened(small / "onnx", device="cuda")
+        opened(onnx, device="cuda")
     with pytest.raises(SettingError, match="sample.sampler='ddim'"):
-        opened(small / "onnx", sampler="ddim")
+        opened(onnx, sampler="ddim")
 
 
-def test_its_files_and_runtime_determine_the_images(small, tmp_path):
-    exported = opened(small / "onnx")
-    facts, runtimes = exported.facts(), [opened(small / runtime) for runtime in LARGEST]
+def test_its_files_determine_the_images(onnx, tmp_path):
+    exported = opened(onnx)
+    facts = exported.facts()
     assert facts["parameters"]["generator"] == sum(
         p.numel() for p in small_generator(48, mixer="identity").parameters()
     )
     assert all(size > 0 for size in facts["bytes"].values())
-    copy = shutil.copytree(small / "onnx", tmp_path / "copy")
+    copy = shutil.copytree(onnx, tmp_path / "copy")
     assert opened(copy).fingerprint == exported.fingerprint
-    assert len({one.fingerprint for one in runtimes}) == 2
     weights = copy / "generator.onnx.data"
     weights.write_bytes(weights.read_bytes()[::-1])
     assert opened(copy).fingerprint != exported.fingerprint
@@ -107,9 +126,9 @@ def test_classes_are_its_captions(tmp_path):
         exported.check(["a dog"])
 
 
-@pytest.mark.parametrize("runtime", LARGEST)
-def test_speed_is_measured_without_pytorch(small, runtime):
-    loader = opened(small / runtime, steps=2, sampler="heun").loader("a red circle")
+@pytest.mark.parametrize("runtime", ["onnx", pytest.param("executorch", marks=pytest.mark.long)])
+def test_speed_is_measured_without_pytorch(exported_to, runtime):
+    loader = opened(exported_to, steps=2, sampler="heun").loader("a red circle")
     code = (
         f"import sys; from eval.export.measuring import load_for_measuring as load\ngenerate = load({loader.argument})\n"
         "assert generate().shape == (1, 16, 16, 3) and generate.parts['generator'].count == 6\n"

@@ -663,6 +663,7 @@ def toy_teacher(tmp_path_factory):
     return train(task, 900, 3e-3, tmp_path_factory.mktemp("teacher"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

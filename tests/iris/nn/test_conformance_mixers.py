@@ -214,6 +214,7 @@ def test_compiles(case):
         torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler (CXX or g++)")
 def test_grfm_compiles_to_machine_code(tmp_path, monkeypatch):
     """What aot_eager leaves out: the code that torch.compile generates for a forward pass."""

@@ -497,6 +497,7 @@ def train_as(rank, port, folder):
     fit(small_task(adversarial=adaptive()), loop(checkpoint_seconds=1e9), folder)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one_with_an_adaptive_weight(tmp_path):
     """Each sees half of the batch; the weight is that of all of it."""
     threads = torch.get_num_threads()
@@ -600,6 +601,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TERMS)
 def test_psnr_rises_with_each_term(name, hub, tmp_path):
     task = small_task(validation=pictures(16, seed=1), **TERMS[name])
@@ -610,6 +612,7 @@ def test_psnr_rises_with_each_term(name, hub, tmp_path):
         assert rows(tmp_path)[-1]["discriminator"] < 1.2
 
 
+@pytest.mark.slow
 def test_blocks_of_both_players_can_be_compiled(monkeypatch, tmp_path):
     """With a backend that runs the traced graph as it is; the discriminator is traced with and without its weights."""
 
