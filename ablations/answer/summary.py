@@ -12,6 +12,8 @@ from rich.text import Text
 
 from ablations.answer.records import GridOutcome, TrialRecord
 
+Cell = Callable[[Sequence[TrialRecord]], str]
+NAMES = 12  # characters that arms' names need at least
 LISTED = 40  # arms that are printed, the best and the baseline; the report has all
 TOLD = 20  # failed trials that are
 MEASURES = {  # title, with its unit in the second line, and how it is printed
@@ -21,9 +23,9 @@ MEASURES = {  # title, with its unit in the second line, and how it is printed
     "accuracy_shape": ("shape\n", ".0%"),
     "accuracy_all": ("all\nskills", ".0%"),
     "latency_ratio": ("latency\nratio", ".2f"),
-    "latency_ms": ("\nms", ".1f"),
-    "peak_memory_mb": ("memory\nMB", ".0f"),
     "params_m": ("params\nM", ".2f"),
+    "peak_memory_mb": ("memory\nMB", ".0f"),
+    "latency_ms": ("latency\nms", ".1f"),
 }
 
 
@@ -98,17 +100,27 @@ def _table(
         title_justify="left",
         title=Text(f"{outcome.name}: {outcome.question}", style="bold"),
     )
-    table.add_column("arm\n", overflow="fold", max_width=34 if width >= 100 else 18)
+    table.add_column("arm\n", overflow="fold", min_width=NAMES - 1, max_width=34 if width >= 100 else 18)
     columns = _columns(outcome, verdict)
     if seeds > 1:
         columns = [("seeds\n", lambda records: str(len(records))), *columns]
     shown = [(title, cell) for title, cell in columns if any(cell(records) for records in arms.values())]
+    while len(shown) > 1 and _width(shown, arms) > width - NAMES:
+        shown.pop()  # the last ones are the least important; the report has all
     for title, _ in shown:
         table.add_column(title, justify="right", no_wrap=True)
     for arm, records in arms.items():
         name = Text(arm + (" *" if records[0].baseline else ""), style="bold" if records[0].baseline else "")
         table.add_row(name, *(cell(records) for _, cell in shown))
     return table
+
+
+def _width(columns: Sequence[tuple[str, Cell]], arms: dict[str, list[TrialRecord]]) -> int:
+    """Characters that columns take, with the blank between them."""
+    return sum(
+        1 + max(len(text) for text in (*title.split("\n"), *(cell(records) for records in arms.values())))
+        for title, cell in columns
+    )
 
 
 def _columns(

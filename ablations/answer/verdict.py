@@ -153,7 +153,7 @@ def expectations(outcome: GridOutcome) -> dict[str, str]:
         words = [word for key, word in given.items() if str(key) == arm] or [
             w for k, w in given.items() if str(k) in names
         ]
-        if words or not given:
+        if words or not (given or outcome.decide.get("untested")):
             expected[arm] = words[0] if words else "not better"
     return expected
 
@@ -184,7 +184,9 @@ def _reading(outcome: GridOutcome, expected: dict[str, str], analysis: Analysis)
         f"{_listing(arms)} {'is' if len(arms) == 1 else 'are'} {_than(word)} {analysis.baseline}"
         for word, arms in by_word.items()
     ]
-    if not outcome.decide.get("expect"):
+    if not expected:
+        parts = ["it says nothing of the arms of this run"]
+    elif not outcome.decide.get("expect"):
         parts = [f"no arm is better than {analysis.baseline}"]
     practical = 100 * fraction(outcome.decide.get("practical", 0.0))
     return (
@@ -225,6 +227,14 @@ def _sentence(word: str, groups: dict[str, list[str]], analysis: Analysis) -> st
         if missing
         else f"Nothing was trained beside {base}, so there is nothing to compare."
     )
+
+
+def _untested(outcome: GridOutcome, groups: Mapping[str, list[str]]) -> str:
+    """Of a claim about arms that this run does not have."""
+    absent = _listing([str(name) for name in outcome.decide["untested"]])
+    text = f"The claim was not tested in full: it speaks of {absent}, which this run does not have."
+    borne = groups.get("confirmed", [])
+    return f"{text} As far as {_listing(borne)} it is borne out." if borne else text
 
 
 def _sureness(outcome: GridOutcome, analysis: Analysis) -> str:
@@ -296,7 +306,7 @@ def judge_outcome(outcome: GridOutcome, analysis: Analysis | None = None) -> Cla
     if "contradicted" in groups:
         word = REFUTED
     elif answers and set(groups) == {"confirmed"}:
-        word = SUPPORTED
+        word = NOT_COMPARABLE if outcome.decide.get("untested") else SUPPORTED
     elif "no seeds" in groups:
         word = NOT_ENOUGH_SEEDS
     elif "undecided" in groups:
@@ -306,7 +316,9 @@ def judge_outcome(outcome: GridOutcome, analysis: Analysis | None = None) -> Cla
     groups.setdefault("no value", [])
     return ClaimVerdict(
         word,
-        _sentence(word, groups, analysis),
+        _untested(outcome, groups)
+        if word == NOT_COMPARABLE and outcome.decide.get("untested")
+        else _sentence(word, groups, analysis),
         _sureness(outcome, analysis),
         _reading(outcome, expected, analysis),
         answers,

@@ -17,6 +17,25 @@ SPEED = (
     "activations_mb",
     "import_mb",
 )
+SKILLS = ("accuracy_", "heldout_accuracy_")  # how the measures of skills begin
+# What else a trial is measured by.
+MEASURES = (
+    "fid",
+    "fid_infinity",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "clip_score",
+    "validation_loss",
+    "latent_psnr",
+    "train_seconds",
+    "params_m",
+    "gflops",
+    "nfe",
+    *SPEED,
+)
 EXPECTATIONS = ("better", "worse", "equivalent", "not better", "not worse")
 
 
@@ -26,6 +45,8 @@ def fraction(value: float | str) -> float:
         number = float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not number >= 0:
-        raise ValueError(f"decide.practical must be a fraction or a percentage such as 5%, got {value!r}")
+    if not 0 <= number < 1:
+        raise ValueError(
+            f"decide.practical must be a fraction below 1 or a percentage below 100%, such as 5%, got {value!r}"
+        )
     return number

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from ablations.question.axes import points_of, values_by_setting
-from ablations.question.decide import EXPECTATIONS, SPEED, fraction
+from ablations.question.decide import EXPECTATIONS, MEASURES, SKILLS, SPEED, fraction
 from ablations.question.settings import TRIAL, Settings, TrialSettings
 from iris.errors import SettingError
 from iris.nn.mixers import is_resizable
-from iris.settings import build, flatten
+from iris.settings import build, flatten, suggestion
 
 WIDEST = 1 << 16
 TOLERANCE = {"params": 0.01, "flops": 0.01, "latency": 0.05}  # relative difference that `match` accepts
@@ -105,8 +105,11 @@ def _check_decision(decide: dict[str, Any]) -> None:
             raise SettingError(f"grid.decide.{key} is not a setting; allowed: {', '.join(allowed)}")
     if decide.get("better") not in ("lower", "higher"):
         raise SettingError(f"grid.decide.better={decide.get('better')!r} must be lower or higher")
-    if not isinstance(decide.get("metric"), str):
-        raise SettingError("grid.decide.metric must name a measure, such as fid")
+    metric = decide.get("metric")
+    if not isinstance(metric, str) or not (metric in MEASURES or metric.startswith(SKILLS)):
+        raise SettingError(
+            f"grid.decide.metric={metric!r} is no measure{suggestion(str(metric), MEASURES)}; allowed: {', '.join(MEASURES)}, accuracy_colour and other skills"
+        )
     try:
         fraction(decide.get("practical", 0.05))
     except ValueError as error:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iris.errors import SettingError
 from iris.io.files import read_json, write_json
 from iris.io.hashing import digest
 
@@ -63,14 +64,32 @@ def sha256_of(question: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _read(place: Path) -> dict[str, Any] | None:
+    """What is written down there; None where nothing is.
+
+    Raises:
+        SettingError: it is not what was written.
+    """
+    known = read_json(place)
+    if known is None and not place.exists():
+        return None
+    if known is None or sha256_of(known["question"]) != known["sha256"]:
+        raise SettingError(
+            f"{place}: the registration is not what was written; put it back, or move it away to ask anew, which the report "
+            "then calls exploratory"
+        )
+    return known
+
+
 def register(question: dict[str, Any], runs: Path, finished: int, trials: int, reason: str | None) -> dict[str, Any]:
     """Write the question down unless it is, and what this invocation does otherwise; returns what is written.
 
     ``finished`` of ``trials`` were there already. {"question", "sha256", "when", "finished", "trials", "earlier" (how many
-    registrations of this grid with other settings are older), "departures": [{"what", "reason", "when"}]}.
+    registrations of this grid with other settings are older), "departures" of all invocations so far: [{"what", "reason",
+    "when"}], "now": what of them is this one's}.
     """
     place, now = place_of(question, runs), datetime.now(UTC).isoformat(timespec="seconds")
-    known = read_json(place)
+    known = _read(place)
     if known is None:
         known = {
             "question": question,
@@ -80,6 +99,7 @@ def register(question: dict[str, Any], runs: Path, finished: int, trials: int, r
             "trials": trials,
             "earlier": len(list(place.parent.glob(f"{question['grid']}-*.json"))),
             "departures": [],
+            "now": [],
         }
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, known)
@@ -89,16 +109,16 @@ def register(question: dict[str, Any], runs: Path, finished: int, trials: int, r
     if new:
         known["departures"] += [{"what": what, "reason": reason or "", "when": now} for what in new]
         write_json(place, known)
-    return known
+    return known | {"now": departures(known["question"], question)}
 
 
 def registered(question: Mapping[str, Any], runs: Path) -> dict[str, Any] | None:
     """What is written down of a question, with the departures that would be; nothing is written."""
-    known = read_json(place_of(question, runs))
+    known = _read(place_of(question, runs))
     if known is not None:
         told = {entry["what"] for entry in known["departures"]}
-        new = [what for what in departures(known["question"], question) if what not in told]
-        known["departures"] += [{"what": what, "reason": "", "when": ""} for what in new]
+        known["now"] = departures(known["question"], question)
+        known["departures"] += [{"what": what, "reason": "", "when": ""} for what in known["now"] if what not in told]
     return known
 
 

@@ -59,6 +59,7 @@ class Page:
     notes: list[str]
     command: str
     next_command: str  # "" when seeds are enough
+    departed: list[dict[str, str]]  # from what was registered, this run's first
     registration: str  # when the question was written down, or that it was not
     neighbours: list[Neighbour]  # other reports of this grid
 
@@ -127,7 +128,7 @@ def verdict_facts(outcome: GridOutcome, page: dict[str, Any]) -> dict[str, Any]:
         "reading": verdict.reading,
         "answers": verdict.answers,
         "registration": page["registration"],
-        "departures": [entry["what"] for entry in (outcome.registration or {}).get("departures", [])],
+        "departures": (outcome.registration or {}).get("now", []),
         "arms": {arm: _arm_facts(analysis, arm) for arm in analysis.arms},
         "seeds": sorted({record.seed for record in outcome.records}),
         "judge": {name: outcome.judge.get(name) for name in ("name", "sha256")},
@@ -170,9 +171,15 @@ def _page_without_figures(outcome: GridOutcome) -> dict[str, Any]:
         "changes": [c for c in changes if c[1]],
         "notes": [tidy_paths(note) for note in outcome.notes],
         "command": command,
+        "departed": _departed(outcome),
         "registration": registration_words(outcome),
         "next_command": more_seeds(command) if verdict.word == stats.NOT_ENOUGH_SEEDS else "",
     }
+
+
+def _departed(outcome: GridOutcome) -> list[dict[str, str]]:
+    known = outcome.registration or {"departures": [], "now": []}
+    return sorted(known["departures"], key=lambda entry: entry["what"] not in known["now"])
 
 
 def registration_words(outcome: GridOutcome) -> str:
@@ -192,7 +199,7 @@ def registration_words(outcome: GridOutcome) -> str:
 
 def more_seeds(command: str) -> str:
     """The command with three seeds."""
-    words = [word for word in shlex.split(command) if not word.startswith("seeds=")]
+    words = [word for word in shlex.split(command) if not word.startswith(("seeds=", "action=", "reason="))]
     return " ".join([*map(shlex.quote, words), "'seeds=[0,1,2]'"])
 
 

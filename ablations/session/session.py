@@ -261,7 +261,8 @@ class Session:
     def outcome(self, records: list[TrialRecord]) -> GridOutcome:
         """The grid with these records."""
         grid = self.settings.grid
-        decide = grid.decide | {"expect": expectations(grid.decide, self.plan.arms)[0]}
+        expect, untested = expectations(grid.decide, self.plan.arms)
+        decide = grid.decide | {"expect": expect, "untested": untested}
         return GridOutcome(
             name=grid.name,
             question=grid.question,

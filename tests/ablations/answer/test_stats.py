@@ -289,6 +289,18 @@ def test_claims(values: dict, expect: dict | None, word: str) -> None:
     assert answer.sentence.endswith(".") and answer.reading and answer.sureness
 
 
+def test_a_claim_about_arms_that_are_not_there_is_not_supported() -> None:
+    values = {"base": spread(40), "a": spread(60)}
+    part = {"metric": "fid", "expect": {"a": "worse"}, "untested": ["b", "c"]}
+    answer = verdict.judge_outcome(outcome(values, part))
+    assert answer.word == "not comparable" and answer.answers == {"a": "confirmed"}
+    assert "it speaks of b and c, which this run does not have. As far as a it is borne out." in answer.sentence
+    nothing = verdict.judge_outcome(outcome(values, {"metric": "fid", "expect": {}, "untested": ["attn"]}))
+    assert nothing.word == "not comparable" and nothing.answers == {} and "says nothing of the arms" in nothing.reading
+    refuted = verdict.judge_outcome(outcome(values, part | {"expect": {"a": "better"}}))
+    assert refuted.word == "refuted"
+
+
 def test_expectations_are_checked() -> None:
     values = {"base": spread(40), "a": spread(60)}
     with pytest.raises(ValueError, match="must be one of better"):

@@ -10,6 +10,7 @@ import pytest
 from planned import plan_of, settings_from
 
 from ablations.question.registration import FOLDER, departures, question_of, register, registered, sha256_of
+from iris.errors import SettingError
 
 WORDS = ("grid=mixers", "scale=smoke", "latent=pixel", "seeds=[0,1,2]")
 
@@ -26,7 +27,13 @@ def asked() -> dict[str, Any]:
 def test_it_is_written_once_before_the_first_trial(asked, tmp_path):
     first = register(asked, tmp_path, 0, 4, None)
     again = register(asked, tmp_path, 3, 4, "later")
-    assert first == again and first["finished"] == 0 and first["departures"] == [] and first["earlier"] == 0
+    assert (
+        first == again
+        and first["finished"] == 0
+        and first["now"] == []
+        and first["departures"] == []
+        and first["earlier"] == 0
+    )
     (file,) = (tmp_path / FOLDER).iterdir()
     assert json.loads(file.read_text()) == first and first["sha256"] == sha256_of(asked)
     assert {"question", "claim", "decide", "arms", "baseline", "seeds", "data", "judge", "commit"} <= asked.keys()
@@ -67,3 +74,20 @@ def test_other_settings_of_all_arms_are_another_question_that_says_it_is_not_the
     assert register(other, tmp_path, 0, 4, None)["earlier"] == 1
     how = question("train.steps=3", "launcher.workers=1", "threads=1")
     assert departures(one, how) == [] and register(how, tmp_path, 0, 4, None)["earlier"] == 0
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("5%", "8%"), lambda text: "{"])
+def test_what_was_altered_is_not_believed(asked, tmp_path, damage):
+    register(asked, tmp_path, 0, 4, None)
+    (file,) = (tmp_path / FOLDER).iterdir()
+    file.write_text(damage(file.read_text()))
+    for look in (lambda: register(asked, tmp_path, 0, 4, None), lambda: registered(asked, tmp_path)):
+        with pytest.raises(SettingError, match="is not what was written; put it back"):
+            look()
+
+
+def test_what_another_run_did_is_told_apart_from_what_this_one_does(asked, tmp_path):
+    register(asked, tmp_path, 0, 4, None)
+    register(asked | {"decide": asked["decide"] | {"practical": "10%"}}, tmp_path, 0, 4, None)
+    now = register(asked, tmp_path, 4, 4, None)
+    assert len(now["departures"]) == 1 and now["now"] == []

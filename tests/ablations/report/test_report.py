@@ -97,6 +97,7 @@ def test_a_report_says_when_its_question_was_registered_and_what_departed(tmp_pa
         "finished": 0,
         "trials": 5,
         "earlier": 2,
+        "now": ["arms left out: <spatial>"],
     }
     departure = {"what": "arms left out: <spatial>", "reason": "it took too long", "when": "2026-12-02T10:00:00+00:00"}
     for finished, words in (

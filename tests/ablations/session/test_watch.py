@@ -291,7 +291,7 @@ def test_summary(width: int) -> None:
     watch.summary(make_outcome(records, notes=["the tree has uncommitted changes"]), verdict)
     text = console.file.getvalue()
     rows = [line.split() for line in text.splitlines()]
-    assert ["attention", "19.68", "±0.80", "31.2", "95%", "81%", "61%", "1.24", "131.2", "1412", "12.34"] in rows
+    assert ["attention", "19.68", "±0.80", "31.2", "95%", "81%", "61%", "1.24", "12.34", "1412", "131.2"] in rows
     assert text.index("attention") < text.index("grfm *"), "best first"
     assert "judge: shapes; 2,048 samples; ±: 95% interval, sampling alone; *: baseline" in text
     assert "failed spatial, seed 0: nan: loss is nan at step 40\n  log: runs/trials/k/log.txt" in text
@@ -313,6 +313,23 @@ def test_summary_over_seeds_and_of_nothing() -> None:
     assert "11.90 ±2.50" in text and "±: 95% interval;" in text and "latency" not in text
     assert "next" not in text and "verdict  supported" in text
     assert len(summary_renderables(make_outcome([make_record("grfm", state="failed")]), {}, 80)) == 3
+
+
+def test_a_narrow_terminal_keeps_the_arms_names() -> None:
+    records = [make_record(arm, seed, **FULL) for arm in ("grfm", "attention") for seed in (0, 1)]
+    known = {"mean": 216.4, "low": 160.0, "high": 270.0, "verdict": "within noise"}
+    verdict = {
+        "verdict": "supported",
+        "sentence": "So.",
+        "sureness": "Sure.",
+        "arms": {"attention": known, "grfm": known},
+    }
+    console = Console(file=io.StringIO(), width=80)
+    for part in summary_renderables(make_outcome(records), verdict, 80):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert any(line.startswith("attention ") and "within noise" in line for line in lines)
+    assert any(line.startswith("arm ") for line in lines)
 
 
 def test_summary_of_many_lists_the_best_and_the_baseline() -> None:
