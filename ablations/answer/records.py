@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ class TrialRecord(PlannedTrial):
     def curve(self) -> Path:
         """The file of its own training's curve."""
         return self.folder.parents[1] / self.curves[-1]
+
+
+def measures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """A trial's numbers from its result.json, and how long its training took, which is not the same each time."""
+    seconds = result.get("seconds", {})
+    return result.get("metrics", {}) | ({"train_seconds": seconds["train"]} if "train" in seconds else {})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablations.answer.notes import notes_of
 from ablations.answer.provenance import command, commit, hardware
-from ablations.answer.records import GridOutcome, TrialRecord
+from ablations.answer.records import GridOutcome, TrialRecord, measures_of
 from ablations.launch.backend import JobRun, make_backend, run_jobs
 from ablations.launch.job import ERROR, RESULT, Job
 from ablations.launch.trial_state import state_of
@@ -233,7 +233,7 @@ class Session:
         """What is known of a trial now."""
         folder = self.plan.folder(trial)
         result = read_json(folder / RESULT) or {}
-        metrics = result.get("metrics", {}) | (speed if result else {})
+        metrics = measures_of(result) | (speed if result else {})
         error = self.errors.get(trial.key) or read_json(folder / ERROR)
         if not result and error is None:
             state = state_of(folder).state

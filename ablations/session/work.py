@@ -162,7 +162,7 @@ def _run(place: Path, plan: Mapping[str, Any], status: Status) -> dict[str, Any]
 def metrics_of(chain: Chain) -> dict[str, float]:
     """Every number of the measures without its judge's name, its standard error as NAME_se, and how many images."""
     trained = chain.model.result
-    found: dict[str, float] = {"samples": len(chain.run.main.captions), "train_seconds": trained["seconds"]}
+    found: dict[str, float] = {"samples": len(chain.run.main.captions)}
     found |= {name: value for name, value in trained.get("metrics", {}).items() if name == "validation_loss"}
     for stage in chain.stages:
         if isinstance(stage, LatentStage):

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ablations.answer.records import GridOutcome, PlannedTrial, TrialRecord
+from ablations.answer.records import GridOutcome, PlannedTrial, TrialRecord, measures_of
 from iris.io.files import read_json
 from iris.io.hashing import digest
 
@@ -160,7 +160,9 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     result, error = read_json(folder / "result.json"), read_json(folder / "error.json")
     if result is None and error is None:
         return None
-    known = {name: (result or {}).get(name, {}) for name in ("metrics", "seconds", "environment")}
+    known = {name: (result or {}).get(name, {}) for name in ("seconds", "environment")} | {
+        "metrics": measures_of(result or {})
+    }
     ended = {"state": "failed", "error": error} if result is None else {"state": "done", "error": None}
     return known | ended | {"cached": True}
 

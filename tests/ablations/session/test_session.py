@@ -148,7 +148,7 @@ def test_a_record_says_what_is_known_of_a_trial_now(tmp_path):
         (run.plan.folder(trial) / name).write_text(json.dumps(value))
     found = run.record(done, {"latency_ms": 7.0})
     assert (found.state, found.error, found.environment) == ("done", None, {"cpu": "a"})
-    assert found.metrics == {"fid": 3.0, "latency_ms": 7.0}
+    assert found.metrics == {"fid": 3.0, "latency_ms": 7.0, "train_seconds": 2.0}
     assert found.settings == done.settings and found.curve == tmp_path / done.curves[-1]
     causes = [run.record(trial, {"latency_ms": 7.0}) for trial in (failed, stopped, waiting)]
     assert [record.error["cause"] for record in causes] == ["oom", "stopped", "waiting"]

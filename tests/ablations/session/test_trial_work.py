@@ -66,7 +66,7 @@ def test_a_trial_leaves_measures_seconds_settings_and_pictures(plan):
     assert {"fid", "fid_se", "fid_reference", "kid", "clip_score", "clip_score_se", "accuracy_colour"} <= metrics.keys()
     assert {"accuracy_all", "heldout_accuracy_all", "validation_loss", "latent_psnr"} <= metrics.keys()
     assert metrics["samples"] == 12 and metrics["nfe"] == trial.chain.sampling.evaluations > 0
-    assert metrics["train_seconds"] == result["seconds"]["train"]
+    assert "train_seconds" not in metrics  # which must be the same each time
     assert metrics["params_m"] > 0 and metrics["gflops"] > 0 and all(np.isfinite(list(metrics.values())))
     assert set(result["seconds"]) == {"train", "images", "measures"} and min(result["seconds"].values()) > 0
     assert read(folder / "settings.json") == json.loads(json.dumps(trial.settings))
