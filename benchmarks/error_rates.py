@@ -168,6 +168,7 @@ def table(grids: int) -> list[str]:
     return [
         "## False alarms: grids of equal arms in which an interval leaves out zero, per cent",
         *lines,
+        "",
         f"Looks at 3, 5 and 10 seeds, each at its own level: {', '.join(looked)}.",
         "## An arm's own interval holds its mean, per cent",
         *held,
