@@ -69,9 +69,8 @@ class GridOutcome:
     question: str
     claim: str
     match: str  # params | flops | none
-    decide: dict[
-        str, Any
-    ]  # {"metric": "fid", "better": "lower", "practical": 0.05, "untested": [arms that it speaks of]}
+    # {"metric": "fid", "better": "lower", "practical": 0.05, "expect": …, "untested": [arms that expect names and are absent]}
+    decide: dict[str, Any]
     axes: dict[str, list[Any]]
     records: list[TrialRecord]
     judge: dict[str, Any]  # {"name": "shapes", "sha256": …, plus its record}

@@ -233,12 +233,12 @@ def _undecided(
     ours, base = working[arm], working[baseline]
     show = math.expm1 if log else float
     shift, seeds = float(np.mean([*ours.values()]) - np.mean([*base.values()])), min(len(ours), len(base))
-    quantile = stats.norm.ppf(1 - LEVEL / (2 * count))
     if noise.sd is not None:
         half = stats.t.ppf(1 - LEVEL / (2 * count), noise.df) * noise.sd * math.sqrt(1 / len(ours) + 1 / len(base))
         method = noise.method
     elif errors[arm] is not None and errors[baseline] is not None:
-        half, method = quantile * math.hypot(errors[arm] or 0.0, errors[baseline] or 0.0), "sampling"
+        half = stats.norm.ppf(1 - LEVEL / (2 * count)) * math.hypot(errors[arm] or 0.0, errors[baseline] or 0.0)
+        method = "sampling"
     else:
         return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), seeds=seeds)
     return Comparison(arm, NOT_ENOUGH_SEEDS, show(shift), show(shift - half), show(shift + half), method, seeds)

@@ -44,11 +44,7 @@ class Backend(Protocol):
 
 
 def make_backend(launcher: Launcher, runs: Path, threads: int, device: str = "cpu") -> Backend:
-    """The place that ``launcher.name`` says; ``runs`` is the runs folder, ``threads`` those of a job on ``device``.
-
-    Raises:
-        SettingError: GPUs are asked for that are not on this machine.
-    """
+    """The place that ``launcher.name`` says; ``runs`` is the runs folder, ``threads`` those of a job on ``device``."""
     if launcher.name == "inline":
         from ablations.launch.inline import Inline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from iris.errors import SettingError
@@ -17,7 +18,8 @@ def visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them: numbers, or identifiers."""
     given = os.environ.get(VISIBLE)
     if given is not None:
-        return [name for part in given.split(",") if (name := part.strip())]
+        names = [part.strip() for part in given.split(",")]
+        return list(takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA, which stops at -1
     import torch  # which asks the driver (NVML) and opens nothing
 
     return [str(number) for number in range(torch.cuda.device_count())]

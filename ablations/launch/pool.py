@@ -75,7 +75,7 @@ class Pool:
 
     def __init__(self, launcher: Launcher, runs: Path, threads: int, device: str = "cpu") -> None:
         self.launcher, self.threads, self.folder, self.logs = launcher, threads, runs / "pool", runs / "logs"
-        self.gpus = slots(launcher, device)
+        self.device, self.gpus = device, list[list[str]]()
         self.listing: Path | None = None
         self.listed: dict[str, Any] = {}
         self.workers: dict[int, Any] = {}
@@ -84,7 +84,12 @@ class Pool:
         self.idle: dict[int, int] = {}
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Write the list that workers read, and start them."""
+        """Write the list that workers read, and start them.
+
+        Raises:
+            SettingError: GPUs are asked for that are not on this machine.
+        """
+        self.gpus = slots(self.launcher, self.device)  # now: a report needs none
         listed = [
             {
                 "key": job.key,

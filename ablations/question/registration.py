@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from iris.errors import SettingError
 from iris.io.files import read_json, write_json
 from iris.io.hashing import digest
@@ -73,7 +75,7 @@ def _read(place: Path) -> dict[str, Any] | None:
     known = read_json(place)
     if known is None and not place.exists():
         return None
-    if known is None or sha256_of(known["question"]) != known["sha256"]:
+    if known is None or sha256_of(known.get("question", {})) != known.get("sha256"):
         raise SettingError(
             f"{place}: the registration is not what was written; put it back, or move it away to ask anew, which the report "
             "then calls exploratory"
@@ -88,28 +90,30 @@ def register(question: dict[str, Any], runs: Path, finished: int, trials: int, r
     registrations of this grid with other settings are older), "departures" of all invocations so far: [{"what", "reason",
     "when"}], "now": what of them is this one's}.
     """
-    place, now = place_of(question, runs), datetime.now(UTC).isoformat(timespec="seconds")
-    known = _read(place)
+    place = place_of(question, runs)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):  # two commands that start at once
+        return _register(question, place, finished, trials, reason)
+
+
+def _register(question: dict[str, Any], place: Path, finished: int, trials: int, reason: str | None) -> dict[str, Any]:
+    known, when = _read(place), datetime.now(UTC).isoformat(timespec="seconds")
     if known is None:
         known = {
             "question": question,
             "sha256": sha256_of(question),
-            "when": now,
+            "when": when,
             "finished": finished,
             "trials": trials,
             "earlier": len(list(place.parent.glob(f"{question['grid']}-*.json"))),
             "departures": [],
-            "now": [],
         }
-        place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, known)
-        return known
-    told = {entry["what"] for entry in known["departures"]}
-    new = [what for what in departures(known["question"], question) if what not in told]
-    if new:
-        known["departures"] += [{"what": what, "reason": reason or "", "when": now} for what in new]
+    now, told = departures(known["question"], question), {entry["what"] for entry in known["departures"]}
+    if new := [what for what in now if what not in told]:
+        known["departures"] += [{"what": what, "reason": reason or "", "when": when} for what in new]
         write_json(place, known)
-    return known | {"now": departures(known["question"], question)}
+    return known | {"now": now}
 
 
 def registered(question: Mapping[str, Any], runs: Path) -> dict[str, Any] | None:

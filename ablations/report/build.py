@@ -193,7 +193,8 @@ def registration_words(outcome: GridOutcome) -> str:
         done = f"{known['finished']} of {known['trials']} trials were finished"
         text = f"Exploratory: {done} when the question was registered, {hashed}."
     if known["earlier"]:
-        text += f" Before it the grid was registered {known['earlier']} times with other settings."
+        times = "once" if known["earlier"] == 1 else f"{known['earlier']} times"
+        text += f" Before it the grid was registered {times} with other settings."
     return text
 
 

@@ -133,7 +133,7 @@ def test_seeds_that_are_added_are_further_looks_at_a_stricter_level() -> None:
 
 
 def test_three_looks_give_few_false_alarms() -> None:
-    """Looks at 3, 5 and 10 seeds, stopping at the first that shows a difference: 10 % at one level, 6.5 % here."""
+    """Looks at 3, 5 and 10 seeds, stopping at the first that shows a difference."""
     assert error_rates.three_looks(5, 4000) <= 6.5 + 0.7
 
 

@@ -153,6 +153,7 @@ def test_each_slot_has_its_own_of_the_visible_gpus(seen, monkeypatch, names):
         ("cpu", "0,1", {}, [[], []]),
         ("auto", "3", {}, [["3"]]),  # on a GPU, not in silence on the processor
         ("auto", "", {}, [[], []]),
+        ("auto", "-1", {}, [[], []]),
         ("cuda", "3", {"trials_per_gpu": 2}, [["3"], ["3"]]),
         ("cuda", "3,4,7", {"workers": 8}, [["3"], ["4"], ["7"]]),
     ],
@@ -162,8 +163,11 @@ def test_gpus_of_slots(monkeypatch, device, names, changes, expected):
     assert slots(launcher(**{"workers": 2} | changes), device) == expected
 
 
-def test_gpus_that_are_not_there_are_refused(monkeypatch):
+def test_gpus_that_are_not_there_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    backend = make_backend(launcher(), tmp_path, 1, "cuda")  # as a report makes it, which needs none
+    with pytest.raises(SettingError, match="compute.device=cuda: no GPUs"):
+        backend.begin([])
     for device, changes, named in (
         ("cuda", {}, "compute.device=cuda"),
         ("auto", {"gpus_per_trial": 1}, "launcher.gpus_per_trial=1"),
